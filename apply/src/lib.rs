@@ -1,0 +1,1 @@
+//! Log to target database, exactly once.

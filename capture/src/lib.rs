@@ -1,0 +1,1 @@
+//! Source database to log.

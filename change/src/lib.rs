@@ -1,0 +1,1 @@
+//! What flows: places, values, schemas, the envelope codec.

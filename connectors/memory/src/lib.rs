@@ -1,0 +1,1 @@
+//! Contract reference for sources and targets.

@@ -1,0 +1,1 @@
+//! Schemas: ids and versions, kept in a topic.

@@ -1,0 +1,1 @@
+//! Scratch database servers for tests, the demo and the bench.

@@ -1,0 +1,2 @@
+//! One-word commands for people and CI.
+fn main() {}
