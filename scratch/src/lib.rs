@@ -1,1 +1,26 @@
 //! Scratch database servers for tests, the demo and the bench.
+//!
+//! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
+//! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
+//!
+//! Invariants: a server listens on loopback only, ends with the process that started it, even when
+//! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
+//!
+//! What these servers are not: durable. They do not fsync, so they survive the death of their own
+//! process (which tests rely on), not that of the machine.
+
+mod client;
+mod flavor;
+mod folder;
+mod mysql;
+mod port;
+mod postgres;
+mod process;
+mod server;
+mod template;
+mod wait;
+
+pub use flavor::{Flavor, cache_dir, sid_root};
+pub use port::free_port;
+pub use server::Server;
+pub use wait::wait_until;

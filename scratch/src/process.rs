@@ -1,0 +1,114 @@
+//! A server's process: started in a group of its own, signalled with its children, always reaped.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::folder::{Folder, alive};
+use crate::wait::wait_until;
+
+/// A running server.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    pid_file: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`, its output going to `log`, under the guard of `folder`.
+    pub(crate) fn spawn(mut command: Command, folder: &Folder, log: &Path) -> Result<Process> {
+        let output = OpenOptions::new().create(true).append(true).open(log)?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("start {}", command.get_program().display()))?;
+        let process = Process { child, pid_file: folder.pid_file() };
+        fs::write(&process.pid_file, process.id().to_string())?;
+        Ok(process)
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How it ended, if it has.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().context("wait for a server")
+    }
+
+    /// Asks it to end with `name` and waits; kills it, and says so, when it takes over `limit`.
+    pub(crate) fn end(mut self, name: &str, limit: Duration) -> Result<()> {
+        signal(name, &[self.id()])?;
+        let ended = wait_until(limit, "end of the server", || self.ended());
+        if ended.is_err() {
+            self.kill()?;
+            bail!("the server did not end within {limit:?} of SIG{name} and was killed");
+        }
+        self.forget()
+    }
+
+    /// SIGKILL to it and its children, at once: what a crash looks like.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        let children = self.children()?;
+        self.child.kill().context("kill a server")?;
+        let status = self.child.wait().context("wait for a killed server")?;
+        debug_assert!(status.signal().is_some() || status.code().is_some());
+        signal("KILL", &children)?;
+        wait_until(Duration::from_secs(10), "end of a killed server's children", || {
+            Ok((!children.iter().any(|pid| alive(*pid))).then_some(()))
+        })?;
+        self.forget()
+    }
+
+    /// Sends `name` to it and to its children.
+    pub(crate) fn signal_all(&self, name: &str) -> Result<()> {
+        signal(name, &[self.id()])?;
+        signal(name, &self.children()?)
+    }
+
+    /// The number may belong to another process from now on: the guard must not know it.
+    fn forget(self) -> Result<()> {
+        fs::remove_file(&self.pid_file).context("remove a server's pid file")
+    }
+
+    /// Process ids of its children, from the parent's number in each process's `stat`.
+    fn children(&self) -> Result<Vec<u32>> {
+        let parent = self.id().to_string();
+        let mut children = Vec::new();
+        for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            let stat = fs::read(entry.path().join("stat")).unwrap_or_default();
+            let stat = String::from_utf8_lossy(&stat);
+            // `pid (name) state ppid …`; the name may hold anything, so count from its end.
+            let after_name = stat.rsplit(')').next().unwrap_or_default();
+            if after_name.split_whitespace().nth(1) == Some(&parent) {
+                children.push(pid);
+            }
+        }
+        Ok(children)
+    }
+}
+
+/// Sends signal `name` to processes; those that are gone already do not matter.
+fn signal(name: &str, pids: &[u32]) -> Result<()> {
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    Command::new("sh")
+        .args(["-c", r#"name=$1; shift; kill -"$name" "$@""#, "sh", name])
+        .args(pids)
+        .stderr(Stdio::null())
+        .status()
+        .context("run kill")?;
+    Ok(())
+}

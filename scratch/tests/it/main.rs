@@ -1,0 +1,3 @@
+//! Scratch servers do what tests rely on: every flavor, start to end.
+
+mod server;
