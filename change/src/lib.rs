@@ -1,1 +1,38 @@
-//! What flows: places, values, schemas, the envelope codec.
+//! What flows through Tailwater: changes of rows, whole transactions, the schemas they are read
+//! by, and the bytes they become in the log.
+//!
+//! The life of one change here: a connector decodes a row image into [`Value`]s that still lie in
+//! the network buffer and writes them with a [`RowWriter`]; capture puts the row's [`Place`] and
+//! operation around it as an [`Envelope`]; the frame in front names the schema. Apply walks the
+//! same bytes back: [`Frame`], [`Envelope`], [`RowReader`], [`Value`].
+//!
+//! No IO, no async, no clock. Every decoder returns an error for any bytes that are not ours.
+
+mod chunk;
+mod control;
+mod disposition;
+mod envelope;
+mod frame;
+mod place;
+mod problem;
+mod proto;
+mod row;
+mod schema;
+mod schema_text;
+mod value;
+
+pub use chunk::{ChunkError, ChunkJoiner, Chunks};
+pub use control::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control};
+pub use disposition::Disposition;
+pub use envelope::{Envelope, EnvelopeWriter, Operation};
+pub use frame::{Frame, FrameError, SchemaId};
+pub use place::{Commit, Epoch, Ordinal, Place};
+pub use problem::Problem;
+pub use proto::DecodeError;
+pub use row::{RowReader, RowWriter, overlay};
+pub use schema::{
+    Column, Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,
+    TableSchema,
+};
+pub use schema_text::{SchemaTextError, parse_schema, schema_text};
+pub use value::Value;

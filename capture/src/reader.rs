@@ -1,0 +1,46 @@
+//! Reading rows of a table by key, on either end: what `verify` compares.
+
+use async_trait::async_trait;
+use tailwater_change::{TableId, TableSchema};
+
+use crate::SourceError;
+
+/// One row: its identity and all of it, as row messages of the source's schema, canonical: equal
+/// rows are equal bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadRow {
+    /// The identity's columns. For tables without a key: the whole row again.
+    pub key: Vec<u8>,
+    /// Every column that flows.
+    pub row: Vec<u8>,
+}
+
+/// Reads tables of one database.
+#[async_trait]
+pub trait TableReader: Send {
+    /// At most `limit` rows with identities above `after` (none: from the start) in the order of
+    /// this database's key. An empty result is the end. Tables without a key are read whole,
+    /// `after` being refused.
+    ///
+    /// # Errors
+    /// Cannot be read.
+    async fn chunk(
+        &mut self,
+        schema: &TableSchema,
+        name: &TableId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<ReadRow>, SourceError>;
+
+    /// The rows that have these identities now, in any order; those that are not there are left
+    /// out.
+    ///
+    /// # Errors
+    /// Cannot be read.
+    async fn rows(
+        &mut self,
+        schema: &TableSchema,
+        name: &TableId,
+        keys: &[Vec<u8>],
+    ) -> Result<Vec<ReadRow>, SourceError>;
+}

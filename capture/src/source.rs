@@ -1,0 +1,145 @@
+//! The contract of a source: what a connector promises and what capture promises back.
+//!
+//! ```text
+//!   check ─► snapshot ─► stream          first start
+//!   check ─► stream(resume)              every other
+//! ```
+//!
+//! A connector promises: every committed change of the captured tables, once per stream, whole
+//! transactions in commit order, from the asked position on; ordinals that count every row the
+//! server sends, the same at every reading; a snapshot whose rows are what a reader saw at its
+//! consistent point, in values byte-identical to those of the stream; and an error, never a gap,
+//! where any of that cannot be had. Capture promises: `confirm` only what the log holds.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tailwater_change::{Commit, Problem, TableSchema};
+
+use crate::{Changes, SourceError, TableReader};
+
+/// Who the server is: PostgreSQL's system identifier and timeline; MySQL's server uuid and binlog
+/// base name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServerIdentity(pub String);
+
+/// What a connector needs to find its position again and tells nobody else: slot name, executed
+/// GTID set, binlog base name. Text (JSON), written to the state topic as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SourceState(pub String);
+
+/// Where a stream goes on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The log holds everything up to and including this commit. The stream delivers every commit
+    /// above it; it may deliver this one again, which capture drops.
+    pub after: Commit,
+    /// Whether the transaction at `after` may be incomplete in the log: then it must be delivered
+    /// again, whole.
+    pub again: bool,
+    /// What the connector last said of itself.
+    pub state: SourceState,
+}
+
+/// A source database: how to check, snapshot and stream it. Holds configuration, no connection.
+#[async_trait]
+pub trait SourceConnector: Send + Sync + std::fmt::Debug {
+    /// Tries everything that snapshot and stream need; every problem with its remedy, none twice.
+    async fn check(&self) -> Vec<Problem>;
+
+    /// The captured tables as they are now, in an order in which foreign keys point backwards
+    /// where that is possible.
+    ///
+    /// # Errors
+    /// Cannot be asked, or a captured column has a type that is refused.
+    async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError>;
+
+    /// A commit position such that everything that had committed when this was called is at or
+    /// below it, and that the stream will pass even if nothing else happens on the source.
+    ///
+    /// # Errors
+    /// Cannot be asked.
+    async fn current(&self) -> Result<Commit, SourceError>;
+
+    /// Takes the stream's starting position (slot, GTID set) and a snapshot exactly there.
+    ///
+    /// # Errors
+    /// As the variants say; nothing is left behind that a second call would stumble over.
+    async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError>;
+
+    /// Streams from `resume`; `None`: from now, without a snapshot (`snapshot = "never"`).
+    ///
+    /// # Errors
+    /// [`SourceError::PositionLost`] where the source cannot continue from there.
+    async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError>;
+
+    /// Reads rows of captured tables by key, for `verify`.
+    ///
+    /// # Errors
+    /// Cannot connect.
+    async fn table_reader(&self) -> Result<Box<dyn TableReader>, SourceError>;
+
+    /// Gives up what the source keeps for us (slot, publication): after it the source must be
+    /// snapshotted anew.
+    ///
+    /// # Errors
+    /// Cannot connect, or may not drop it.
+    async fn release(&self) -> Result<(), SourceError>;
+}
+
+/// A snapshot being read.
+#[async_trait]
+pub trait Snapshot: Send {
+    /// The consistent point: the stream goes on after it.
+    fn commit(&self) -> Commit;
+
+    /// Where it was taken.
+    fn server(&self) -> ServerIdentity;
+
+    /// What [`SourceConnector::stream`] needs to go on after it.
+    fn state(&self) -> SourceState;
+
+    /// Adds the next events to `out`, roughly `bytes` of them: per table `Schema`, `TableBegin`,
+    /// rows as [`Operation::Read`](tailwater_change::Operation::Read) with running ordinals over
+    /// the whole snapshot, `TableEnd`; then `SnapshotEnd`, after which it is not called again.
+    ///
+    /// # Errors
+    /// The snapshot is lost; a new one must be taken.
+    async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError>;
+}
+
+/// A stream of transactions.
+#[async_trait]
+pub trait Stream: Send {
+    /// Whom it reads.
+    fn server(&self) -> ServerIdentity;
+
+    /// What a later resume needs; read after each confirmed commit, written to the state topic
+    /// when it differs from the last.
+    fn state(&self) -> SourceState;
+
+    /// Waits until the source says something, then adds what it said: everything decoded so far,
+    /// stopping at roughly `bytes`. Between two calls a transaction may be open. Cancel-safe:
+    /// dropped at any await, nothing is lost or repeated.
+    ///
+    /// # Errors
+    /// The stream has ended; what was not yet returned comes again from the next.
+    async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError>;
+
+    /// The log holds everything up to and including `through`: the source may forget it. Also the
+    /// sign of life that keeps the connection (called every few seconds, also without progress).
+    ///
+    /// # Errors
+    /// The stream has ended.
+    async fn confirm(&mut self, through: Commit) -> Result<(), SourceError>;
+
+    /// Asks the source where it is: an [`Event::Idle`](crate::Event::Idle) or a transaction
+    /// follows soon. For `wait`, and for lag when idle.
+    ///
+    /// # Errors
+    /// The stream has ended.
+    async fn probe(&mut self) -> Result<(), SourceError>;
+}

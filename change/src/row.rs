@@ -1,0 +1,231 @@
+//! A row image as a protobuf message whose fields are the table's columns.
+//!
+//! NULL is an absent field; a column that the source did not send is absent too and listed in the
+//! envelope (`unsent`). Nothing is allocated per field: text and bytes stay slices of the buffer.
+//!
+//! | kind | field type |
+//! |---|---|
+//! | bool | `bool` |
+//! | int | `sint64` if signed, `uint64` if not |
+//! | float32, float64 | `float`, `double` |
+//! | bytes | `bytes` |
+//! | everything else | `string`, in the canonical form of its [`Kind`] |
+
+use crate::proto::{
+    DecodeError, FIXED32, FIXED64, Field, Fields, VARINT, put_bytes, put_tag, put_uint, unzigzag,
+    zigzag,
+};
+use crate::{Column, Kind, TableSchema, Value};
+
+/// Writes row messages into one growing buffer.
+#[derive(Debug)]
+pub struct RowWriter<'a> {
+    out: &'a mut Vec<u8>,
+}
+
+impl<'a> RowWriter<'a> {
+    /// Appends to `out`.
+    pub fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out }
+    }
+
+    /// Appends one column. `Null` and `Unsent` write nothing: the caller lists unsent columns in
+    /// the envelope.
+    pub fn column(&mut self, field: u32, value: Value<'_>) {
+        match value {
+            Value::Null | Value::Unsent => {}
+            Value::Bool(value) => put_uint(self.out, field, u64::from(value)),
+            Value::Int(value) => put_uint(self.out, field, zigzag(value)),
+            Value::Uint(value) => put_uint(self.out, field, value),
+            Value::Float32(value) => {
+                put_tag(self.out, field, FIXED32);
+                self.out.extend_from_slice(&value.to_bits().to_le_bytes());
+            }
+            Value::Float64(value) => {
+                put_tag(self.out, field, FIXED64);
+                self.out.extend_from_slice(&value.to_bits().to_le_bytes());
+            }
+            Value::Text(value) => put_bytes(self.out, field, value.as_bytes()),
+            Value::Bytes(value) => put_bytes(self.out, field, value),
+        }
+    }
+}
+
+/// Reads row messages of one table.
+#[derive(Debug, Clone, Copy)]
+pub struct RowReader<'s> {
+    schema: &'s TableSchema,
+}
+
+impl<'s> RowReader<'s> {
+    /// Reads rows written by `schema`.
+    pub fn new(schema: &'s TableSchema) -> Self {
+        Self { schema }
+    }
+
+    /// Fills `values` with one value per column of the schema: what the row has, else NULL.
+    ///
+    /// # Errors
+    /// The bytes are not a row of this schema; `values` is then unspecified.
+    pub fn read<'b>(&self, row: &'b [u8], values: &mut Vec<Value<'b>>) -> Result<(), DecodeError> {
+        values.clear();
+        values.resize(self.schema.columns.len(), Value::Null);
+        let mut fields = Fields::new(row);
+        while let Some((field, content)) = fields.next()? {
+            let index = self.schema.field(field).ok_or(DecodeError::UnknownField { field })?;
+            values[index] = value_of(&self.schema.columns[index], content)?;
+        }
+        Ok(())
+    }
+
+    /// As [`read`](Self::read), and marks the columns in `unsent` (field numbers) as not sent.
+    ///
+    /// # Errors
+    /// The bytes are not a row of this schema.
+    pub fn read_with_unsent<'b>(
+        &self,
+        row: &'b [u8],
+        unsent: &[u32],
+        values: &mut Vec<Value<'b>>,
+    ) -> Result<(), DecodeError> {
+        self.read(row, values)?;
+        for &field in unsent {
+            let index = self.schema.field(field).ok_or(DecodeError::UnknownField { field })?;
+            values[index] = Value::Unsent;
+        }
+        Ok(())
+    }
+}
+
+fn value_of<'b>(column: &Column, content: Field<'b>) -> Result<Value<'b>, DecodeError> {
+    let field = column.field;
+    Ok(match (&column.kind, content) {
+        (Kind::Bool, Field::Varint(value @ 0..=1)) => Value::Bool(value == 1),
+        (Kind::Bool, Field::Varint(value)) => return Err(DecodeError::Range { field, value }),
+        (Kind::Int { signed: true, .. }, Field::Varint(value)) => Value::Int(unzigzag(value)),
+        (Kind::Int { signed: false, .. }, Field::Varint(value)) => Value::Uint(value),
+        (Kind::Float32, Field::Fixed32(bits)) => Value::Float32(f32::from_bits(bits)),
+        (Kind::Float64, Field::Fixed64(bits)) => Value::Float64(f64::from_bits(bits)),
+        (Kind::Bytes { .. }, Field::Bytes(value)) => Value::Bytes(value),
+        (
+            Kind::Decimal { .. }
+            | Kind::Text { .. }
+            | Kind::Date
+            | Kind::Time
+            | Kind::Timestamp
+            | Kind::TimestampTz
+            | Kind::Uuid
+            | Kind::Json
+            | Kind::Enum { .. },
+            content @ Field::Bytes(_),
+        ) => Value::Text(content.text(field)?),
+        (_, other) => {
+            return Err(DecodeError::WireType { field, wire_type: other.wire_type() });
+        }
+    })
+}
+
+/// Writes `newer` with every column in `unsent` (field numbers) taken from `older`: what the row
+/// is after both, when the newer change did not send all of it.
+///
+/// # Errors
+/// One of them is not a message.
+pub fn overlay(
+    older: &[u8],
+    newer: &[u8],
+    unsent: &[u32],
+    out: &mut Vec<u8>,
+) -> Result<(), DecodeError> {
+    out.extend_from_slice(newer);
+    let mut fields = Fields::new(older);
+    loop {
+        let before = fields.rest();
+        let Some((field, _)) = fields.next()? else { return Ok(()) };
+        if unsent.contains(&field) {
+            out.extend_from_slice(&before[..before.len() - fields.rest().len()]);
+        }
+    }
+}
+
+const _: () = assert!(VARINT == 0, "bool, sint64 and uint64 share a wire type");
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, proptest};
+
+    use super::*;
+    use crate::schema::tests_support::{column, table};
+
+    proptest! {
+        #[test]
+        fn rows_come_back(
+            int in any::<Option<i64>>(),
+            uint in any::<Option<u64>>(),
+            float in any::<Option<u64>>(),
+            text in any::<Option<String>>(),
+            bytes in any::<Option<Vec<u8>>>(),
+        ) {
+            let schema = table(vec![
+                column("i", 1, Kind::Int { bits: 64, signed: true }),
+                column("u", 2, Kind::Int { bits: 64, signed: false }),
+                column("f", 5, Kind::Float64),
+                column("t", 6, Kind::Text { length: None, fixed: false }),
+                column("b", 4000, Kind::Bytes { length: None, fixed: false }),
+            ]);
+            let values = [
+                int.map_or(Value::Null, Value::Int),
+                uint.map_or(Value::Null, Value::Uint),
+                float.map_or(Value::Null, |bits| Value::Float64(f64::from_bits(bits))),
+                text.as_deref().map_or(Value::Null, Value::Text),
+                bytes.as_deref().map_or(Value::Null, Value::Bytes),
+            ];
+            let mut row = Vec::new();
+            let mut writer = RowWriter::new(&mut row);
+            for (column, value) in schema.columns.iter().zip(values) {
+                writer.column(column.field, value);
+            }
+            let mut read = Vec::new();
+            RowReader::new(&schema).read(&row, &mut read).unwrap();
+            // Bit patterns, since NaN does not equal itself.
+            assert_eq!(format!("{read:?}"), format!("{values:?}"));
+            if let (Value::Float64(read), Value::Float64(written)) = (read[2], values[2]) {
+                assert_eq!(read.to_bits(), written.to_bits());
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_a_panic(bytes in any::<Vec<u8>>()) {
+            let schema = table(vec![
+                column("i", 1, Kind::Int { bits: 64, signed: true }),
+                column("t", 2, Kind::Json),
+            ]);
+            let mut values = Vec::new();
+            if RowReader::new(&schema).read(&bytes, &mut values).is_ok() {
+                assert_eq!(values.len(), 2);
+            }
+        }
+    }
+
+    #[test]
+    fn an_overlay_takes_only_what_was_not_sent() {
+        let schema = table(vec![
+            column("a", 1, Kind::Json),
+            column("b", 2, Kind::Json),
+            column("c", 3, Kind::Json),
+        ]);
+        let write = |values: [Value<'_>; 3]| {
+            let mut row = Vec::new();
+            let mut writer = RowWriter::new(&mut row);
+            for (field, value) in (1..).zip(values) {
+                writer.column(field, value);
+            }
+            row
+        };
+        let older = write([Value::Text("a1"), Value::Text("b1"), Value::Text("c1")]);
+        let newer = write([Value::Null, Value::Unsent, Value::Text("c2")]);
+        let (mut row, mut values) = (Vec::new(), Vec::new());
+        overlay(&older, &newer, &[2], &mut row).unwrap();
+        RowReader::new(&schema).read(&row, &mut values).unwrap();
+        assert_eq!(values, [Value::Null, Value::Text("b1"), Value::Text("c2")]);
+    }
+}
