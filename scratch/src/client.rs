@@ -93,8 +93,8 @@ SELECT format('%I.%I (%s)', n.nspname, c.relname, string_agg(a.attname, ', ' ORD
  GROUP BY n.nspname, c.relname
  ORDER BY n.nspname, c.relname";
 
-/// As above. Bytes go as hexadecimal digits; a FLOAT as DOUBLE, because the server prints six
-/// digits of a FLOAT whatever it holds.
+/// As above. `QUOTE` keeps NULL and 'NULL' apart. Bytes go as hexadecimal digits; a FLOAT as
+/// DOUBLE, because the server prints six digits of a FLOAT whatever it holds.
 const MYSQL_TABLES: &str = r"
 SET SESSION group_concat_max_len = 1000000;
 SELECT CONCAT(t.table_name, ' (', GROUP_CONCAT(c.column_name ORDER BY c.column_name SEPARATOR ', '), ')'),
@@ -104,8 +104,8 @@ SELECT CONCAT(t.table_name, ' (', GROUP_CONCAT(c.column_name ORDER BY c.column_n
                                    'multilinestring', 'multipolygon', 'geometrycollection', 'geomcollection')
               THEN CONCAT('HEX(`', REPLACE(c.column_name, '`', '``'), '`)')
               WHEN c.data_type = 'float'
-              THEN CONCAT('CAST(`', REPLACE(c.column_name, '`', '``'), '` AS DOUBLE)')
-              ELSE CONCAT('`', REPLACE(c.column_name, '`', '``'), '`') END
+              THEN CONCAT('QUOTE(CAST(`', REPLACE(c.column_name, '`', '``'), '` AS DOUBLE))')
+              ELSE CONCAT('QUOTE(`', REPLACE(c.column_name, '`', '``'), '`)') END
          ORDER BY c.column_name SEPARATOR ', '),
          ' FROM `', REPLACE(t.table_name, '`', '``'), '`')
   FROM information_schema.tables t

@@ -213,6 +213,13 @@ pub fn cache_dir() -> PathBuf {
     cache.join("tailwater")
 }
 
+/// Whether the long tests are wanted too: `cargo xtask test --all` says so to the tests this way.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "a test binary takes no arguments of ours")]
+pub fn everything() -> bool {
+    std::env::var("TAILWATER_TEST_ALL").is_ok_and(|value| value == "1")
+}
+
 /// Where the Debian unstable root with MySQL and PostgreSQL 18 lies, if it has been made.
 #[must_use]
 pub fn sid_root() -> PathBuf {

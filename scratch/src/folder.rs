@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 
 /// `$1` is the folder, `$2` the signal that ends its server at once. CONT is for a paused one.
+/// A zombie has ended: whoever adopts orphans here may be slow to look after them.
 const GUARD: &str = r#"
 trap '' INT TERM HUP
 read -r _
@@ -25,7 +26,11 @@ if [ -s "$1/pid" ]; then
     kill -"$2" "$pid"
     kill -CONT "$pid"
     n=0
-    while [ -d "/proc/$pid" ] && [ $n -lt 100 ]; do sleep 0.05; n=$((n + 1)); done
+    while [ $n -lt 100 ]; do
+        case $(cat "/proc/$pid/stat") in "" | *") Z "*) break ;; esac
+        sleep 0.05
+        n=$((n + 1))
+    done
     kill -KILL "$pid"
 fi
 rm -rf "$1"
@@ -106,7 +111,40 @@ fn sweep(root: &Path) {
     }
 }
 
-/// Whether a process with this id exists.
+/// Whether a process with this id runs; one that has ended and waits to be reaped does not.
 pub(crate) fn alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !matches!(stat_field(&stat, 0).as_deref(), None | Some("Z" | "X"))
+}
+
+/// The parent of a process; `None` if there is no such process.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    stat_field(&stat, 1)?.parse().ok()
+}
+
+/// Of `pid (name) state parent …` the field `number`, counted from the state: the name before it
+/// may hold anything, parentheses included.
+fn stat_field(stat: &[u8], number: usize) -> Option<String> {
+    let text = String::from_utf8_lossy(stat);
+    let (_, fields) = text.rsplit_once(')')?;
+    fields.split_whitespace().nth(number).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_behind_a_name_with_parentheses() {
+        let stat = b"7 (a) Z (b) S 42 7 7 0";
+        assert_eq!(stat_field(stat, 0).as_deref(), Some("S"));
+        assert_eq!(stat_field(stat, 1).as_deref(), Some("42"));
+    }
+
+    #[test]
+    fn this_process_is_alive_and_an_impossible_one_is_not() {
+        assert!(alive(std::process::id()));
+        assert!(!alive(u32::MAX));
+    }
 }

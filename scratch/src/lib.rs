@@ -1,7 +1,8 @@
-//! Scratch database servers for tests, the demo and the bench.
+//! Scratch servers for tests, the demo and the bench: PostgreSQL, MySQL, MariaDB, Apache Kafka.
 //!
 //! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
+//! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker.
 //!
 //! Invariants: a server listens on loopback only, ends with the process that started it, even when
 //! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
@@ -12,6 +13,7 @@
 mod client;
 mod flavor;
 mod folder;
+mod kafka;
 mod mysql;
 mod port;
 mod postgres;
@@ -20,7 +22,8 @@ mod server;
 mod template;
 mod wait;
 
-pub use flavor::{Flavor, cache_dir, sid_root};
+pub use flavor::{Flavor, cache_dir, everything, sid_root};
+pub use kafka::Kafka;
 pub use port::free_port;
 pub use server::Server;
 pub use wait::wait_until;

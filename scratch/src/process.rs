@@ -1,14 +1,14 @@
 //! A server's process: started in a group of its own, signalled with its children, always reaped.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::folder::{Folder, alive};
+use crate::folder::{Folder, alive, parent_of};
 use crate::wait::wait_until;
 
 /// A running server.
@@ -56,15 +56,23 @@ impl Process {
 
     /// SIGKILL to it and its children, at once: what a crash looks like.
     pub(crate) fn kill(mut self) -> Result<()> {
+        // Stopped, it starts no further children while we look for them.
+        signal("STOP", &[self.id()])?;
         let children = self.children()?;
         self.child.kill().context("kill a server")?;
-        let status = self.child.wait().context("wait for a killed server")?;
-        debug_assert!(status.signal().is_some() || status.code().is_some());
         signal("KILL", &children)?;
+        self.child.wait().context("wait for a killed server")?;
         wait_until(Duration::from_secs(10), "end of a killed server's children", || {
             Ok((!children.iter().any(|pid| alive(*pid))).then_some(()))
         })?;
         self.forget()
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) fn wait(mut self) -> Result<ExitStatus> {
+        let status = self.child.wait().context("wait for a server")?;
+        self.forget()?;
+        Ok(status)
     }
 
     /// Sends `name` to it and to its children.
@@ -78,23 +86,12 @@ impl Process {
         fs::remove_file(&self.pid_file).context("remove a server's pid file")
     }
 
-    /// Process ids of its children, from the parent's number in each process's `stat`.
     fn children(&self) -> Result<Vec<u32>> {
-        let parent = self.id().to_string();
-        let mut children = Vec::new();
-        for entry in fs::read_dir("/proc").context("read /proc")?.flatten() {
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let stat = fs::read(entry.path().join("stat")).unwrap_or_default();
-            let stat = String::from_utf8_lossy(&stat);
-            // `pid (name) state ppid …`; the name may hold anything, so count from its end.
-            let after_name = stat.rsplit(')').next().unwrap_or_default();
-            if after_name.split_whitespace().nth(1) == Some(&parent) {
-                children.push(pid);
-            }
-        }
-        Ok(children)
+        let processes = fs::read_dir("/proc").context("read /proc")?.flatten();
+        Ok(processes
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(|pid| parent_of(*pid) == Some(self.id()))
+            .collect())
     }
 }
 
@@ -111,4 +108,10 @@ fn signal(name: &str, pids: &[u32]) -> Result<()> {
         .status()
         .context("run kill")?;
     Ok(())
+}
+
+/// The last lines of a log, for an error.
+pub(crate) fn log_end(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
 }

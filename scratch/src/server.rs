@@ -1,6 +1,7 @@
 //! One scratch server, from its copied data folder to its end.
 
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use crate::client;
 use crate::flavor::{Flavor, Programs};
 use crate::folder::Folder;
 use crate::port::free_port;
-use crate::process::Process;
+use crate::process::{self, Process};
 use crate::wait::wait_until;
 use crate::{mysql, postgres, template};
 
@@ -197,6 +198,21 @@ impl Server {
         self.process.as_ref().context("the server does not run")?.signal_all("CONT")
     }
 
+    /// Waits until it ends by itself, as in `xtask db up`.
+    ///
+    /// # Errors
+    /// If it does not run, or when it has ended: with how, and the end of its log.
+    pub fn wait(&mut self) -> Result<()> {
+        let status = self.take_process()?.wait()?;
+        bail!("{} ended with {status}; end of its log:\n{}", self.flavor, self.log_end());
+    }
+
+    /// Where its data, its configuration and its log lie while it lives.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// What it has logged.
     #[must_use]
     pub fn log(&self) -> String {
@@ -256,9 +272,7 @@ impl Server {
     }
 
     fn log_end(&self) -> String {
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        process::log_end(&self.log())
     }
 }
 
@@ -267,6 +281,7 @@ impl Drop for Server {
         let Some(process) = self.process.take() else { return };
         // Its data is thrown away: no need for an orderly end. QUIT lets PostgreSQL free its
         // shared memory.
+        let _awake = process.signal_all("CONT");
         let ended = if self.flavor.is_postgres() {
             process.end("QUIT", Duration::from_secs(10))
         } else {
