@@ -34,5 +34,5 @@ pub use schema::{
     Column, Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,
     TableSchema,
 };
-pub use schema_text::{SchemaTextError, parse_schema, schema_text};
+pub use schema_text::{SchemaTextError, key_schema_text, parse_schema, schema_text};
 pub use value::Value;

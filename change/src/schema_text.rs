@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use crate::{Kind, TableSchema};
+use crate::{Column, Kind, TableSchema};
 
 /// Text that is not a table schema of ours.
 #[derive(Debug, thiserror::Error)]
@@ -27,25 +27,47 @@ const OPTION: &str = "  option (tailwater_table) = ";
 /// # Errors
 /// Never in practice: a table schema has no map with keys that JSON lacks.
 pub fn schema_text(table: &TableSchema) -> Result<String, SchemaTextError> {
-    let mut text = String::from(HEAD);
+    let mut text = format!("{SYNTAX}import \"google/protobuf/descriptor.proto\";\n{ENVELOPE}");
     // A JSON string literal is a protobuf string literal as long as it is ASCII with these escapes.
     let json = serde_json::to_string(&serde_json::to_string(table)?)?;
     let _infallible = writeln!(text, "message Row {{\n{OPTION}{};", ascii(&json));
     for (index, column) in table.columns.iter().enumerate() {
-        if !column.flows() {
-            continue;
+        if column.flows() {
+            declare(&mut text, index, column)?;
         }
-        let _infallible = writeln!(
-            text,
-            "  optional {} {} = {} [json_name = {}];",
-            field_type(&column.kind),
-            field_name(&column.name, index),
-            column.field,
-            ascii(&serde_json::to_string(&column.name)?),
-        );
     }
     text.push_str("}\n");
     Ok(text)
+}
+
+/// The schema of the keys of `table`'s records; `None` for a table without a key.
+///
+/// # Errors
+/// As [`schema_text`].
+pub fn key_schema_text(table: &TableSchema) -> Result<Option<String>, SchemaTextError> {
+    if table.key().is_empty() {
+        return Ok(None);
+    }
+    let mut text = format!("{SYNTAX}\nmessage Key {{\n");
+    for &index in table.key() {
+        if let Some(column) = table.columns.get(index) {
+            declare(&mut text, index, column)?;
+        }
+    }
+    text.push_str("}\n");
+    Ok(Some(text))
+}
+
+fn declare(text: &mut String, index: usize, column: &Column) -> Result<(), SchemaTextError> {
+    let _infallible = writeln!(
+        text,
+        "  optional {} {} = {} [json_name = {}];",
+        field_type(&column.kind),
+        field_name(&column.name, index),
+        column.field,
+        ascii(&serde_json::to_string(&column.name)?),
+    );
+    Ok(())
 }
 
 /// The table that `text` was made from.
@@ -105,9 +127,9 @@ fn field_type(kind: &Kind) -> &'static str {
     }
 }
 
-const HEAD: &str = r#"syntax = "proto3";
-import "google/protobuf/descriptor.proto";
+const SYNTAX: &str = "syntax = \"proto3\";\n";
 
+const ENVELOPE: &str = r#"
 message Envelope {
   enum Operation {
     UNKNOWN = 0;
