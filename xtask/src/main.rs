@@ -1,2 +1,64 @@
-//! One-word commands for people and CI.
-fn main() {}
+//! One-word commands for people and CI: `cargo xtask test`, `check`, `tidy`, `fmt`, `db`.
+//!
+//! A clean clone needs nothing else: `test` finds out what this machine lacks (`setup`), gets it
+//! where it may, runs every test and says in its last line what it could not cover.
+#![expect(clippy::print_stdout, reason = "a command line program talks to who typed it")]
+
+mod check;
+mod db;
+mod setup;
+mod shell;
+mod test;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tailwater's commands for developers.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Gets what the tests need, builds the binary, runs every test.
+    Test(test::Arguments),
+    /// Format, lints, documentation, tidy, and the dependencies' licences and sources.
+    Check,
+    /// The invariants of the tree: which crate may know which, file sizes, headers.
+    Tidy,
+    /// Formats every file.
+    Fmt,
+    /// Scratch servers to try things on.
+    #[command(subcommand)]
+    Db(db::Command),
+}
+
+fn main() -> ExitCode {
+    let root = root();
+    let done = match Arguments::parse().command {
+        Command::Test(arguments) => test::run(&root, &arguments),
+        Command::Check => check::run(&root),
+        Command::Tidy => tidy::run(&root),
+        Command::Fmt => shell::cargo(&root, &["fmt", "--all"]),
+        Command::Db(command) => db::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace this program was built from.
+fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().expect("xtask lies in the workspace").to_owned()
+}

@@ -1,0 +1,174 @@
+//! What a machine needs before the tests can run, and how it gets there.
+//!
+//! Packages come from Debian, and are installed only by root and only after saying so. MySQL and
+//! PostgreSQL 18 come from Debian unstable, into a folder of their own that is entered, not mixed
+//! with the system. Apache Kafka's jars come through `mvn`. What is required and cannot be had is
+//! an error; the rest becomes a gap that the run names in its closing line.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use tailwater_scratch::{Flavor, Kafka, cache_dir, sid_root};
+
+use crate::shell;
+
+/// A mirror that does not answer must not hold up the tests of everything else.
+const SID_LIMIT_SECONDS: &str = "1200";
+
+/// What stands between this machine and all tests: Debian packages, and whether tests that must
+/// run depend on them.
+struct Missing {
+    package: &'static str,
+    required: bool,
+}
+
+/// Makes this machine ready, as far as it may (`install`) and can.
+pub(crate) fn prepare(install: bool) -> Result<()> {
+    packages(install)?;
+    if install {
+        make_sid_root();
+        fetch_kafka();
+    }
+    Ok(())
+}
+
+fn packages(install: bool) -> Result<()> {
+    let missing = missing_packages();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|missing| missing.package).collect();
+    let names = names.join(" ");
+    if install && is_root() && shell::find("apt-get").is_some() {
+        println!("installing from Debian: {names}");
+        return apt_install(&names);
+    }
+    if missing.iter().any(|missing| missing.required) {
+        bail!("missing on this machine: {names}. As root: apt-get install {names}");
+    }
+    println!("missing on this machine: {names} (as root: apt-get install {names})");
+    Ok(())
+}
+
+fn missing_packages() -> Vec<Missing> {
+    let mut missing = Vec::new();
+    let mut need = |there: bool, package, required| {
+        if !there {
+            missing.push(Missing { package, required });
+        }
+    };
+    need(Flavor::Postgres15.available().is_ok(), "postgresql", true);
+    need(Flavor::MariaDb.available().is_ok(), "mariadb-server", true);
+    need(shell::find("psql").is_some(), "postgresql-client", true);
+    need(shell::find("mariadb").is_some(), "mariadb-client", true);
+    need(shell::find("kcat").is_some(), "kcat", false);
+    need(sid_root().exists() || shell::find("debootstrap").is_some(), "debootstrap", false);
+    need(shell::find("java").is_some(), "default-jre-headless", false);
+    need(Kafka::available().is_ok() || shell::find("mvn").is_some(), "maven", false);
+    missing
+}
+
+fn apt_install(names: &str) -> Result<()> {
+    let apt = || {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+    };
+    // Lists of a foreign repository may fail to refresh without Debian's being any the worse.
+    if let Err(error) = shell::run(apt().args(["update", "-q"])) {
+        println!("{error:#}: trying to install all the same");
+    }
+    shell::run(
+        apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(names.split(' ')),
+    )
+    .with_context(|| format!("install {names}"))
+}
+
+/// Makes the Debian unstable root; without it the tests run on the other servers.
+fn make_sid_root() {
+    if sid_root().exists() || !is_root() || shell::find("debootstrap").is_none() {
+        return;
+    }
+    if let Err(error) = debootstrap(&sid_root()) {
+        println!("no Debian unstable root: {error:#}");
+    }
+}
+
+fn debootstrap(root: &Path) -> Result<()> {
+    fs::create_dir_all(cache_dir())?;
+    let lock = File::create(root.with_extension("lock"))?;
+    lock.lock().context("wait for another process that makes the unstable root")?;
+    if root.exists() {
+        return Ok(());
+    }
+    println!("making a Debian unstable root in {} (once; 730 MB, some minutes)", root.display());
+    let partial = root.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    let log = root.with_extension("log");
+    let output = File::create(&log)?;
+    let mut command = Command::new("timeout");
+    command.args([SID_LIMIT_SECONDS, "debootstrap", "--variant=minbase"]);
+    command.args(["--include=mysql-server-core,postgresql-18", "sid"]).arg(&partial);
+    command.args(debian_mirror()).stdout(output.try_clone()?).stderr(output);
+    shell::run(&mut command).with_context(|| format!("see {}", log.display()))?;
+    fs::rename(&partial, root).context("put the unstable root in its place")
+}
+
+/// The mirror this machine takes Debian from; `None` leaves it to debootstrap.
+fn debian_mirror() -> Option<String> {
+    let folder = fs::read_dir("/etc/apt/sources.list.d").into_iter().flatten().flatten();
+    let mut files: Vec<_> = folder.map(|entry| entry.path()).collect();
+    files.push("/etc/apt/sources.list".into());
+    files.iter().filter_map(|file| fs::read_to_string(file).ok()).find_map(|text| mirror_in(&text))
+}
+
+/// The first address in a list of apt sources that serves the whole of Debian.
+fn mirror_in(text: &str) -> Option<String> {
+    text.lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("URIs:") || line.starts_with("deb "))
+        .flat_map(str::split_whitespace)
+        .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"))
+        .map(str::to_owned)
+}
+
+/// Fetches Kafka's jars; without them the tests run without Kafka.
+fn fetch_kafka() {
+    if Kafka::available().is_ok() || shell::find("mvn").is_none() {
+        return;
+    }
+    println!("fetching Apache Kafka with mvn (once; 43 MB)");
+    if let Err(error) = Kafka::prepare() {
+        println!("no Apache Kafka: {error:#}");
+    }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|meta| meta.uid() == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mirror_is_found_in_both_forms_of_apt_sources() {
+        let stanza =
+            "Types: deb\n# URIs: http://old.example/debian\nURIs: http://a.example/debian/\n";
+        assert_eq!(mirror_in(stanza).as_deref(), Some("http://a.example/debian/"));
+        let line = "deb [arch=amd64] http://b.example/debian bookworm main\n";
+        assert_eq!(mirror_in(line).as_deref(), Some("http://b.example/debian"));
+    }
+
+    #[test]
+    fn a_repository_of_something_else_is_no_mirror() {
+        let lines = "deb http://c.example/debian-security bookworm-security main\n\
+                     deb http://d.example/apt stable main\n";
+        assert_eq!(mirror_in(lines), None);
+    }
+}

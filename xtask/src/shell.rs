@@ -1,0 +1,53 @@
+//! Running other programs, their output going straight to the terminal.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Folders that a user's `PATH` may lack and servers and system tools lie in.
+const SYSTEM_FOLDERS: &str = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+
+/// Runs `cargo` in the workspace with the toolchain that built us.
+pub(crate) fn cargo(root: &Path, arguments: &[&str]) -> Result<()> {
+    run(cargo_command(root).args(arguments))
+}
+
+/// `cargo` in the workspace, to add to.
+pub(crate) fn cargo_command(root: &Path) -> Command {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.current_dir(root);
+    command
+}
+
+/// Runs `command`, says what it runs, and fails if it does.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let line = line(command);
+    println!("$ {line}");
+    let status = command.status().with_context(|| format!("start {line}"))?;
+    if !status.success() {
+        bail!("{line}: {status}");
+    }
+    Ok(())
+}
+
+/// Where `program` lies, on the `PATH` or where the system keeps its own.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(std::env::split_paths(SYSTEM_FOLDERS))
+        .map(|folder| folder.join(program))
+        .find(|path| path.is_file())
+}
+
+/// The command as one would type it.
+fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    std::iter::once(program)
+        .chain(command.get_args())
+        .map(OsStr::to_string_lossy)
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -1,0 +1,4 @@
+//! The commands as a person meets them.
+
+#[cfg(test)]
+mod db;
