@@ -84,8 +84,7 @@ impl BatchBuilder {
         self.max_timestamp = self.max_timestamp.max(timestamp_ms);
         let timestamp_delta = timestamp_ms.wrapping_sub(self.base_timestamp);
         let value_bytes = value_parts.map(|parts| parts.iter().map(|part| part.len()).sum());
-        let body =
-            body_bytes(timestamp_delta, self.record_count, key, value_bytes, headers);
+        let body = body_bytes(timestamp_delta, self.record_count, key, value_bytes, headers);
 
         let buf = &mut self.buf;
         buf.reserve(body + varint::len(signed(body)));

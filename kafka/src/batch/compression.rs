@@ -94,8 +94,8 @@ pub(super) fn decompress(
         Compression::Snappy => decompress_snappy(bytes, limit),
         Compression::Lz4 => read_bounded(lz4_flex::frame::FrameDecoder::new(bytes), limit),
         Compression::Zstd => {
-            let decoder = zstd::stream::read::Decoder::with_buffer(bytes)
-                .map_err(BatchError::Decompress)?;
+            let decoder =
+                zstd::stream::read::Decoder::with_buffer(bytes).map_err(BatchError::Decompress)?;
             read_bounded(decoder, limit)
         }
     }
@@ -134,8 +134,8 @@ fn decompress_snappy(bytes: &[u8], limit: usize) -> Result<Vec<u8>, BatchError> 
     }
     let mut rest = bytes.get(XERIAL_HEADER.len()..).ok_or_else(|| damaged("cut off header"))?;
     while let Some((length, tail)) = rest.split_first_chunk::<4>() {
-        let length = usize::try_from(u32::from_be_bytes(*length))
-            .map_err(|_| damaged("block length"))?;
+        let length =
+            usize::try_from(u32::from_be_bytes(*length)).map_err(|_| damaged("block length"))?;
         let block = tail.get(..length).ok_or_else(|| damaged("cut off block"))?;
         unpack_snappy(block, limit, &mut out)?;
         rest = &tail[length..];

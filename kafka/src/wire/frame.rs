@@ -193,7 +193,12 @@ pub fn encode_response(
         Response::Fetch(fetch) => fetch::write(fetch, &mut out, version),
         other => other.write(&mut out.buf, version),
     }
-    .map_err(|source| WireError::Message { direction: "encode response", api, version, source })?;
+    .map_err(|source| WireError::Message {
+        direction: "encode response",
+        api,
+        version,
+        source,
+    })?;
     out.finish(api)
 }
 

@@ -20,6 +20,7 @@ pub use frame::{
     CONTROL_FRAME_BYTES, DATA_FRAME_BYTES, Decoded, RequestHeader, decode_request, decode_response,
     encode_request, encode_response, frame_limit,
 };
+pub(crate) use frame::{check_request_length, check_response_length};
 pub use kacrab_protocol::{
     KafkaString, KafkaUuid,
     generated::{
@@ -32,17 +33,16 @@ pub use kacrab_protocol::{
         delete_topics_response, describe_cluster_request, describe_cluster_response,
         describe_configs_request, describe_configs_response, describe_groups_request,
         describe_groups_response, describe_log_dirs_request, describe_log_dirs_response,
-        describe_producers_request, describe_producers_response,
-        describe_topic_partitions_request, describe_topic_partitions_response,
-        describe_transactions_request, describe_transactions_response, end_txn_request,
-        end_txn_response, fetch_request, fetch_response, find_coordinator_request,
-        find_coordinator_response, heartbeat_request, heartbeat_response,
-        incremental_alter_configs_request, incremental_alter_configs_response,
+        describe_producers_request, describe_producers_response, describe_topic_partitions_request,
+        describe_topic_partitions_response, describe_transactions_request,
+        describe_transactions_response, end_txn_request, end_txn_response, fetch_request,
+        fetch_response, find_coordinator_request, find_coordinator_response, heartbeat_request,
+        heartbeat_response, incremental_alter_configs_request, incremental_alter_configs_response,
         init_producer_id_request, init_producer_id_response, join_group_request,
         join_group_response, leave_group_request, leave_group_response, list_groups_request,
         list_groups_response, list_offsets_request, list_offsets_response,
-        list_transactions_request, list_transactions_response, metadata_request,
-        metadata_response, offset_commit_request, offset_commit_response, offset_delete_request,
+        list_transactions_request, list_transactions_response, metadata_request, metadata_response,
+        offset_commit_request, offset_commit_response, offset_delete_request,
         offset_delete_response, offset_fetch_request, offset_fetch_response,
         offset_for_leader_epoch_request, offset_for_leader_epoch_response, produce_request,
         produce_response, sasl_authenticate_request, sasl_authenticate_response,

@@ -34,8 +34,8 @@ pub fn supports(ranges: &[ApiRange], api: ApiKey, version: i16) -> bool {
 ///
 /// Produce is advertised from version 0 whatever its range says: librdkafka before 2.6 otherwise
 /// takes the broker for one without compression and silently sends gzip, snappy and lz4
-/// uncompressed (KAFKA-18659). The features epoch stays out (-1 is the schema's default: a tagged
-/// field with a default value breaks the same client).
+/// uncompressed (KAFKA-18659). The features epoch is there and not negative, and no tagged field
+/// holds its default: the same client cannot read the response otherwise.
 #[must_use]
 pub fn advertised(ranges: &[ApiRange]) -> ApiVersionsResponseData {
     let api_keys = ranges
@@ -48,7 +48,7 @@ pub fn advertised(ranges: &[ApiRange]) -> ApiVersionsResponseData {
                 .with_max_version(range.max)
         })
         .collect();
-    ApiVersionsResponseData::default().with_api_keys(api_keys)
+    ApiVersionsResponseData::default().with_api_keys(api_keys).with_finalized_features_epoch(0)
 }
 
 /// The answer to an ApiVersions request of a version nobody knows: always of version 0, so that
