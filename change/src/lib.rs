@@ -29,7 +29,7 @@ pub use frame::{Frame, FrameError, SchemaId};
 pub use place::{Commit, Epoch, Ordinal, Place};
 pub use problem::Problem;
 pub use proto::DecodeError;
-pub use row::{RowReader, RowWriter, overlay};
+pub use row::{RowReader, RowWriter, identity, overlay};
 pub use schema::{
     Column, Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,
     TableSchema,

@@ -11,6 +11,8 @@
 //! | bytes | `bytes` |
 //! | everything else | `string`, in the canonical form of its [`Kind`] |
 
+use std::borrow::Cow;
+
 use crate::proto::{
     DecodeError, FIXED32, FIXED64, Field, Fields, VARINT, put_bytes, put_tag, put_uint, unzigzag,
     zigzag,
@@ -147,6 +149,54 @@ pub fn overlay(
     }
 }
 
+/// What tells the row apart, cut out of an image of it (whole, or only the key): the fields of the
+/// key's columns in the key's order, so that images of one row give equal bytes. A slice where the
+/// fields stand together, as a key in front of the row does.
+///
+/// # Errors
+/// The bytes are not a message, or lack a column of the key.
+pub fn identity<'b>(schema: &TableSchema, row: &'b [u8]) -> Result<Cow<'b, [u8]>, DecodeError> {
+    let field_of = |index: usize| schema.columns.get(index).map_or(0, |column| column.field);
+    let key = schema.key();
+    let mut fields = Fields::new(row);
+    let (mut from, mut found) = (0, 0);
+    loop {
+        let at = row.len() - fields.rest().len();
+        let Some((field, _)) = fields.next()? else { break };
+        if key.get(found).is_some_and(|&index| field_of(index) == field) {
+            if found == 0 {
+                from = at;
+            }
+            found += 1;
+            if found == key.len() {
+                return Ok(Cow::Borrowed(&row[from..row.len() - fields.rest().len()]));
+            }
+        } else if found > 0 {
+            break;
+        }
+    }
+    gather(row, key.iter().map(|&index| field_of(index))).map(Cow::Owned)
+}
+
+/// The fields `wanted`, in this order, wherever they stand.
+fn gather(row: &[u8], wanted: impl Iterator<Item = u32>) -> Result<Vec<u8>, DecodeError> {
+    let mut out = Vec::new();
+    for wanted in wanted {
+        let mut fields = Fields::new(row);
+        loop {
+            let before = fields.rest();
+            let Some((field, _)) = fields.next()? else {
+                return Err(DecodeError::Missing { field: wanted });
+            };
+            if field == wanted {
+                out.extend_from_slice(&before[..before.len() - fields.rest().len()]);
+                break;
+            }
+        }
+    }
+    Ok(out)
+}
+
 const _: () = assert!(VARINT == 0, "bool, sint64 and uint64 share a wire type");
 
 #[cfg(test)]
@@ -227,5 +277,37 @@ mod tests {
         overlay(&older, &newer, &[2], &mut row).unwrap();
         RowReader::new(&schema).read(&row, &mut values).unwrap();
         assert_eq!(values, [Value::Null, Value::Text("b1"), Value::Text("c2")]);
+    }
+
+    #[test]
+    fn an_identity_is_the_same_from_every_image_of_the_row() {
+        let mut schema = table(vec![
+            column("a", 1, Kind::Json),
+            column("b", 2, Kind::Int { bits: 64, signed: true }),
+            column("c", 3, Kind::Json),
+        ]);
+        let write = |values: &[(u32, Value<'_>)]| {
+            let mut row = Vec::new();
+            let mut writer = RowWriter::new(&mut row);
+            for (field, value) in values {
+                writer.column(*field, *value);
+            }
+            row
+        };
+        let (a, b, c) = ((1, Value::Text("a")), (2, Value::Int(-7)), (3, Value::Text("c")));
+        let full = write(&[a, b, c]);
+        for (key, image) in [
+            (vec![0], write(&[a])),
+            (vec![0, 1], write(&[a, b])),
+            (vec![1, 0], write(&[b, a])),
+            (vec![0, 2], write(&[a, c])),
+            (vec![2], write(&[c])),
+        ] {
+            schema.identity = crate::Identity::Key(key);
+            assert_eq!(identity(&schema, &full).unwrap(), image);
+            assert_eq!(identity(&schema, &image).unwrap(), image);
+        }
+        schema.identity = crate::Identity::Key(vec![0, 2]);
+        assert_eq!(identity(&schema, &write(&[a, b])), Err(DecodeError::Missing { field: 3 }));
     }
 }
