@@ -97,12 +97,6 @@ pub enum Error {
         /// What the broker adds.
         message: Option<String>,
     },
-    /// The topic does not exist.
-    #[error("topic {topic:?} does not exist")]
-    UnknownTopic {
-        /// Its name.
-        topic: String,
-    },
     /// The topic exists, but not as it was asked for.
     #[error(
         "topic {topic:?} exists with {actual} partitions, {wanted} were asked for: \
@@ -208,7 +202,6 @@ impl Error {
             Self::ProducerFailed(source) => source.disposition(),
             Self::Fenced { .. } => Disposition::Fenced,
             Self::NoCommonVersion { .. }
-            | Self::UnknownTopic { .. }
             | Self::PartitionCount { .. }
             | Self::RecordTooLarge { .. }
             | Self::OffsetOutOfRange { .. }
