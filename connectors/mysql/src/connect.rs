@@ -1,0 +1,225 @@
+//! Where the server is and how we speak to it: the URL, ordinary sessions, names quoted as SQL.
+//!
+//! Every session begins under the same contract: time zone UTC, a fixed `sql_mode`, `utf8mb4`. What
+//! a value looks like must not depend on the server's configuration.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use tailwater_change::{Dialect, Problem, TableId};
+use url::Url;
+
+/// The settings of every session. `NO_BACKSLASH_ESCAPES` stays off: [`quote_text`] relies on it.
+pub(crate) const SESSION: &[&str] = &[
+    "SET NAMES utf8mb4",
+    "SET time_zone = '+00:00'",
+    "SET sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION'",
+    "SET autocommit = 1",
+];
+
+/// A server, its account and the TLS that is asked for.
+#[derive(Clone)]
+pub(crate) struct Endpoint {
+    opts: Opts,
+}
+
+impl fmt::Debug for Endpoint {
+    /// Without the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (host, port) = (self.opts.ip_or_hostname(), self.opts.tcp_port());
+        write!(f, "mysql://{}@{host}:{port}", self.opts.user().unwrap_or_default())
+    }
+}
+
+impl Endpoint {
+    /// Reads `mysql://user:password@host:port/database?ssl-mode=…&ssl-ca=…`.
+    pub(crate) fn parse(text: &str) -> Result<Self, Problem> {
+        let bad = |why: String| {
+            Problem::new(
+                format!("the url of a MySQL server cannot be read: {why}"),
+                "write it as mysql://user:password@host:port/database, special characters in the \
+                 password percent-encoded, optionally with ?ssl-mode=VERIFY_IDENTITY&ssl-ca=FILE",
+            )
+        };
+        let mut url = Url::parse(text).map_err(|error| bad(error.to_string()))?;
+        if !matches!(url.scheme(), "mysql" | "mariadb") {
+            return Err(bad(format!("its scheme is {}", url.scheme())));
+        }
+        let tls = Tls::of(&url).map_err(bad)?;
+        url.set_query(None);
+        let plain = url.as_str().replacen("mariadb://", "mysql://", 1);
+        let opts = Opts::from_url(&plain).map_err(|error| bad(error.to_string()))?;
+        let builder = OptsBuilder::from_opts(opts)
+            .prefer_socket(false)
+            .tcp_nodelay(true)
+            .ssl_opts(tls.options())
+            .setup(SESSION.iter().map(|sql| (*sql).to_owned()).collect());
+        Ok(Self { opts: builder.into() })
+    }
+
+    /// The database that the URL names.
+    pub(crate) fn database(&self) -> Option<&str> {
+        self.opts.db_name().filter(|name| !name.is_empty())
+    }
+
+    /// The driver's options: address, account, TLS, the session contract as setup statements.
+    pub(crate) fn opts(&self) -> &Opts {
+        &self.opts
+    }
+
+    /// Opens a session under the contract.
+    pub(crate) async fn connect(&self) -> Result<Conn, mysql_async::Error> {
+        Conn::new(self.opts.clone()).await
+    }
+}
+
+/// TLS as MySQL's own clients spell it.
+enum Tls {
+    Disabled,
+    Required { ca: Option<PathBuf> },
+    VerifyCa { ca: Option<PathBuf> },
+    VerifyIdentity { ca: Option<PathBuf> },
+}
+
+impl Tls {
+    fn of(url: &Url) -> Result<Self, String> {
+        let (mut mode, mut ca) = (None, None);
+        for (key, value) in url.query_pairs() {
+            match &*key {
+                "ssl-mode" | "sslmode" | "ssl_mode" => mode = Some(value.to_ascii_uppercase()),
+                "ssl-ca" | "sslrootcert" | "ssl_ca" => ca = Some(PathBuf::from(&*value)),
+                other => return Err(format!("its parameter {other} is unknown")),
+            }
+        }
+        Ok(match mode.as_deref().map(|mode| mode.replace('-', "_")).as_deref() {
+            None if ca.is_some() => Self::VerifyCa { ca },
+            None | Some("DISABLED" | "DISABLE") => Self::Disabled,
+            Some("REQUIRED" | "REQUIRE") => Self::Required { ca },
+            Some("VERIFY_CA") => Self::VerifyCa { ca },
+            Some("VERIFY_IDENTITY" | "VERIFY_FULL") => Self::VerifyIdentity { ca },
+            Some(other) => return Err(format!("its ssl-mode {other} is unknown")),
+        })
+    }
+
+    fn options(self) -> Option<SslOpts> {
+        let with = |ca: Option<PathBuf>| {
+            let own = ca.is_some();
+            let roots = ca.into_iter().map(Into::into).collect();
+            SslOpts::default().with_root_certs(roots).with_disable_built_in_roots(own)
+        };
+        match self {
+            Self::Disabled => None,
+            Self::Required { ca } => Some(
+                with(ca)
+                    .with_danger_accept_invalid_certs(true)
+                    .with_danger_skip_domain_validation(true),
+            ),
+            Self::VerifyCa { ca } => Some(with(ca).with_danger_skip_domain_validation(true)),
+            Self::VerifyIdentity { ca } => Some(with(ca)),
+        }
+    }
+}
+
+/// What the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Server {
+    /// MySQL or MariaDB.
+    pub(crate) dialect: Dialect,
+    /// Major, minor, patch.
+    pub(crate) version: (u16, u16, u16),
+}
+
+impl Server {
+    /// Asks the server.
+    pub(crate) async fn of(conn: &mut Conn) -> Result<Self, mysql_async::Error> {
+        let text: Option<String> = conn.query_first("SELECT VERSION()").await?;
+        Ok(Self::parse(&text.unwrap_or_default()))
+    }
+
+    /// Reads `10.11.6-MariaDB-1`, `8.0.36`.
+    pub(crate) fn parse(text: &str) -> Self {
+        let dialect = if text.contains("MariaDB") { Dialect::Mariadb } else { Dialect::Mysql };
+        let mut numbers = text
+            .split(|c: char| !c.is_ascii_digit())
+            .map(|number| number.parse::<u16>().unwrap_or(0));
+        let mut next = || numbers.next().unwrap_or(0);
+        Self { dialect, version: (next(), next(), next()) }
+    }
+
+    /// Whether it is MariaDB.
+    pub(crate) fn is_mariadb(self) -> bool {
+        self.dialect == Dialect::Mariadb
+    }
+
+    /// Whether it executes cascades without logging the rows they change.
+    pub(crate) fn hides_cascades(self) -> bool {
+        self.is_mariadb() || self.version < (9, 6, 0)
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (major, minor, patch) = self.version;
+        write!(f, "{} {major}.{minor}.{patch}", self.dialect)
+    }
+}
+
+/// `name` as an SQL identifier.
+pub(crate) fn quote_name(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// The table as an SQL identifier.
+pub(crate) fn quote_table(table: &TableId) -> String {
+    format!("{}.{}", quote_name(&table.schema), quote_name(&table.name))
+}
+
+/// `text` as an SQL string literal, under our `sql_mode`.
+pub(crate) fn quote_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('\'');
+    for character in text.chars() {
+        match character {
+            '\'' => out.push_str("''"),
+            '\\' => out.push_str("\\\\"),
+            '\0' => out.push_str("\\0"),
+            other => out.push(other),
+        }
+    }
+    out.push('\'');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_never_shows_its_password() {
+        let endpoint = Endpoint::parse("mysql://app:geh%40eim@db.example:3307/shop").unwrap();
+        assert_eq!(format!("{endpoint:?}"), "Endpoint(mysql://app@db.example:3307)");
+        assert_eq!(endpoint.database(), Some("shop"));
+        assert_eq!(endpoint.opts().pass(), Some("geh@eim"));
+        assert!(Endpoint::parse("postgres://a@b/c").is_err());
+        assert!(Endpoint::parse("mysql://a@b/c?ssl-mode=maybe").is_err());
+        let tls = Endpoint::parse("mariadb://a@b/c?ssl-mode=VERIFY_IDENTITY").unwrap();
+        assert!(tls.opts().ssl_opts().is_some());
+    }
+
+    #[test]
+    fn versions_tell_the_servers_apart() {
+        let mariadb = Server::parse("10.11.6-MariaDB-0+deb12u1-log");
+        assert_eq!((mariadb.dialect, mariadb.version), (Dialect::Mariadb, (10, 11, 6)));
+        assert!(mariadb.hides_cascades());
+        assert!(Server::parse("8.0.36").hides_cascades());
+        assert!(!Server::parse("9.7.0-debian").hides_cascades());
+    }
+}
