@@ -62,5 +62,5 @@ fn initialise(flavor: Flavor, programs: &Programs, template: &Path) -> Result<()
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    run(Command::new("cp").args(["-a", "--reflink=auto", "--sparse=auto"]).arg(from).arg(to))
+    run(Command::new("cp").args(["-a", "--reflink=auto", "--sparse=always"]).arg(from).arg(to))
 }

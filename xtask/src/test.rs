@@ -24,7 +24,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     setup::prepare(!arguments.no_install)?;
     require_servers()?;
     // Tests start the program as a process; `cargo test` builds it for its own package only.
-    shell::cargo(root, &["build", "--package", "tailwater"])?;
+    shell::cargo(root, &["build", "--workspace", "--bin", "tailwater"])?;
     let mut tests = shell::cargo_command(root);
     tests.args(["test", "--no-fail-fast"]);
     if !arguments.rest.iter().any(|argument| argument == "-p" || argument == "--package") {

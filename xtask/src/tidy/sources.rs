@@ -36,6 +36,9 @@ const AMBIENT: &[&str] = &["std::env::", "env::var", "std::fs", "tokio::fs"];
 /// Where which words are forbidden, and why.
 const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("change/src/", EFFECTS, "invariant 1: `change` does no IO"),
+    ("kafka/src/wire/", EFFECTS, CORE_REASON),
+    ("kafka/src/batch/", EFFECTS, CORE_REASON),
+    ("apply/src/plan", EFFECTS, CORE_REASON),
     ("kafka/src/", AMBIENT, AMBIENT_REASON),
     ("registry/src/", AMBIENT, AMBIENT_REASON),
     ("capture/src/", AMBIENT, AMBIENT_REASON),
@@ -43,11 +46,18 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
     ("connectors/", AMBIENT, AMBIENT_REASON),
 ];
 
+const CORE_REASON: &str = "invariant 1: protocol cores do no IO";
 const AMBIENT_REASON: &str =
     "invariant 5: only `daemon` reads files and environment, and the log its own data folder";
 
 pub(super) fn check(files: &[File]) -> Vec<Violation> {
     let mut violations: Vec<Violation> = files.iter().flat_map(check_file).collect();
+    // A folder that was renamed must not slip from under its rule.
+    for (path, ..) in FORBIDDEN {
+        if !files.iter().any(|file| file.path.starts_with(path)) {
+            violations.push(Violation::new(*path, "has a rule in tidy's FORBIDDEN and no file"));
+        }
+    }
     for (path, _) in LONG {
         if !files.iter().any(|file| file.path == *path && file.text.lines().count() > LINES_LIMIT) {
             violations.push(Violation::new(*path, "no longer needs its place in tidy's LONG list"));
@@ -105,9 +115,22 @@ fn forbidden_words(file: &File) -> Vec<(usize, &str, &'static str, &'static str)
 mod tests {
     use super::*;
 
+    /// Violations of one file, in a tree with every folder that has a rule.
     fn violations(path: &str, text: &str) -> Vec<String> {
-        let files = [File { path: path.into(), text: text.into() }];
+        let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
+        let mut files: Vec<File> = FORBIDDEN
+            .iter()
+            .map(|(path, ..)| file(&format!("{path}/mod.rs"), "//! Why.\n"))
+            .collect();
+        files.push(file(path, text));
         check(&files).into_iter().map(|violation| violation.message).collect()
+    }
+
+    #[test]
+    fn a_rule_for_a_folder_that_is_gone_is_found() {
+        let found = check(&[File { path: "daemon/src/main.rs".into(), text: "//! Why.\n".into() }]);
+        assert_eq!(found.len(), FORBIDDEN.len());
+        assert_eq!(found[0].place, FORBIDDEN[0].0);
     }
 
     #[test]
@@ -139,8 +162,10 @@ mod tests {
     #[test]
     fn io_is_found_in_what_does_none() {
         for word in EFFECTS {
-            let found = violations("change/src/a.rs", &format!("//! Why.\nuse {word};\n"));
-            assert!(found[0].contains("invariant 1"), "{word}: {found:?}");
+            for path in ["change/src/a.rs", "kafka/src/wire/a.rs", "apply/src/plan/a.rs"] {
+                let found = violations(path, &format!("//! Why.\nuse {word};\n"));
+                assert!(found[0].contains("invariant 1"), "{path} {word}: {found:?}");
+            }
         }
     }
 
