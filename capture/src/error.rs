@@ -57,3 +57,94 @@ impl SourceError {
         Self::Unavailable { operation: operation.into(), source: source.into() }
     }
 }
+
+/// Why capture of a source stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The log.
+    #[error("{operation} failed")]
+    Log {
+        /// What was being done.
+        operation: &'static str,
+        /// The client's error.
+        #[source]
+        source: tailwater_kafka::Error,
+    },
+    /// The registry.
+    #[error("cannot register the schema of {subject}")]
+    Registry {
+        /// Which.
+        subject: String,
+        /// Its error.
+        #[source]
+        source: tailwater_registry::Error,
+    },
+    /// A table's schema has no text.
+    #[error("cannot write the schema of {table}")]
+    Schema {
+        /// Which.
+        table: tailwater_change::TableId,
+        /// Why.
+        #[source]
+        source: tailwater_change::SchemaTextError,
+    },
+    /// What the log holds of this source cannot be read.
+    #[error("record at offset {offset} of {topic} cannot be read")]
+    Tail {
+        /// The topic.
+        topic: String,
+        /// The offset.
+        offset: i64,
+        /// Why.
+        #[source]
+        source: crate::TailError,
+    },
+    /// The state topic cannot be read.
+    #[error("the state in {topic} does not parse: it was written by another version")]
+    State {
+        /// The topic.
+        topic: String,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The connector broke its contract.
+    #[error("the connector sent {0}")]
+    Contract(&'static str),
+    /// A captured table changed.
+    #[error("{table} changed its definition: {description}")]
+    SchemaChange {
+        /// The table.
+        table: tailwater_change::TableId,
+        /// What differs.
+        description: String,
+    },
+}
+
+impl Error {
+    /// What capture does next.
+    pub fn disposition(&self) -> Disposition {
+        match self {
+            Self::Source(error) => error.disposition(),
+            Self::Log { source, .. } => match source.disposition() {
+                tailwater_kafka::Disposition::Retry => Disposition::Retry,
+                tailwater_kafka::Disposition::Operator => Disposition::Operator,
+                tailwater_kafka::Disposition::Fenced => Disposition::Fenced,
+                tailwater_kafka::Disposition::Bug => Disposition::Bug,
+            },
+            Self::Registry { source, .. } => source.disposition(),
+            Self::Tail { .. } | Self::State { .. } | Self::SchemaChange { .. } => {
+                Disposition::Operator
+            }
+            Self::Schema { .. } | Self::Contract(_) => Disposition::Bug,
+        }
+    }
+}
+
+/// Puts the operation around a client's error.
+pub(crate) fn log(operation: &'static str) -> impl Fn(tailwater_kafka::Error) -> Error {
+    move |source| Error::Log { operation, source }
+}

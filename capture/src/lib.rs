@@ -6,12 +6,26 @@
 //! transaction, its commit position is confirmed to the source. Nothing is confirmed that the log
 //! does not hold.
 
+mod capture;
 mod changes;
+mod config;
 mod error;
 mod reader;
+mod session;
 mod source;
+mod state;
+mod status;
+mod tail;
+mod take_over;
+mod writer;
 
+pub use capture::Capture;
 pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
-pub use error::SourceError;
+pub use config::{Config, SnapshotMode};
+pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader};
-pub use source::{Resume, ServerIdentity, Snapshot, SourceConnector, SourceState, Stream};
+pub use source::{
+    Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
+};
+pub use status::{CaptureHandle, CaptureState, CaptureStatus};
+pub use tail::TailError;

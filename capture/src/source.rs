@@ -44,6 +44,23 @@ pub struct Resume {
     pub state: SourceState,
 }
 
+/// Being the one that captures a source: ends when it is dropped, or with the session behind it.
+/// It keeps two captures from fencing each other in turn; the log's fence is the safety behind it.
+pub struct SourceLock(Box<dyn std::any::Any + Send>);
+
+impl SourceLock {
+    /// The lock is held as long as `guard` lives.
+    pub fn new(guard: impl std::any::Any + Send) -> Self {
+        Self(Box::new(guard))
+    }
+}
+
+impl std::fmt::Debug for SourceLock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SourceLock({:?})", self.0.type_id())
+    }
+}
+
 /// A source database: how to check, snapshot and stream it. Holds configuration, no connection.
 #[async_trait]
 pub trait SourceConnector: Send + Sync + std::fmt::Debug {
@@ -64,13 +81,23 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
     /// Cannot be asked.
     async fn current(&self) -> Result<Commit, SourceError>;
 
+    /// Tries to become the one that captures this source (a session lock on it); `None` while
+    /// another process is.
+    ///
+    /// # Errors
+    /// Cannot connect.
+    async fn try_lock(&self) -> Result<Option<SourceLock>, SourceError> {
+        Ok(Some(SourceLock::new(())))
+    }
+
     /// Takes the stream's starting position (slot, GTID set) and a snapshot exactly there.
     ///
     /// # Errors
     /// As the variants say; nothing is left behind that a second call would stumble over.
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError>;
 
-    /// Streams from `resume`; `None`: from now, without a snapshot (`snapshot = "never"`).
+    /// Streams from `resume`; `None`: from now, without a snapshot (`snapshot = "never"`), and
+    /// then the first event is an [`Event::Idle`](crate::Event::Idle) that says where it began.
     ///
     /// # Errors
     /// [`SourceError::PositionLost`] where the source cannot continue from there.

@@ -1,0 +1,322 @@
+//! The life of one source's capture: lock, take over, snapshot, stream, and what follows an error.
+//!
+//! ```text
+//!   lock ─► take over ─► snapshot ─► stream ──┐
+//!    ▲  (standby: another holds it)           │ retry: backoff
+//!    └────────────────────────────────────────┘ operator: stopped until `resume`
+//! ```
+//!
+//! Every way back leads through a take-over, also from oneself: there is one path by which a
+//! position is found, and it is the one that a crash takes.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailwater_change::{Disposition, Epoch, Place};
+use tailwater_kafka::{Client, Producer, TopicPartition};
+use tailwater_registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, SnapshotMode};
+use crate::error::{Error, log};
+use crate::session::{Session, Why};
+use crate::state::{Phase, STATE_KEY, State, VERSION};
+use crate::status::{CaptureHandle, CaptureState};
+use crate::tail::Tail;
+use crate::take_over::{TakenOver, identity, take_over};
+use crate::writer::Writer;
+use crate::{Resume, ServerIdentity, SourceConnector, SourceState};
+
+/// How often a standby looks whether its turn has come.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// The first and the longest wait after a failure.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Captures one source.
+#[derive(Debug)]
+pub struct Capture {
+    config: Config,
+    client: Client,
+    registry: Registry,
+    connector: Arc<dyn SourceConnector>,
+    handle: CaptureHandle,
+}
+
+impl Capture {
+    /// Capture of `connector` into the log behind `client`.
+    pub fn new(
+        config: Config,
+        client: Client,
+        registry: Registry,
+        connector: Arc<dyn SourceConnector>,
+    ) -> (Self, CaptureHandle) {
+        let handle = CaptureHandle::new();
+        (Self { config, client, registry, connector, handle: handle.clone() }, handle)
+    }
+
+    /// Runs until `shutdown`: everything that was read is then in the log.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let mut backoff = BACKOFF.0;
+        while !shutdown.is_cancelled() {
+            let before = self.handle.status().place;
+            let ended = self.attempt(&shutdown).await;
+            if self.handle.status().place != before {
+                backoff = BACKOFF.0;
+            }
+            let wait = match ended {
+                Ok(Why::Shutdown) => return,
+                Ok(Why::Paused) => self.paused(&shutdown).await,
+                Ok(Why::Done) => self.stopped("the snapshot is complete", &shutdown).await,
+                Ok(Why::Standby) => {
+                    self.handle.set(CaptureState::Standby, None);
+                    Some(STANDBY_INTERVAL)
+                }
+                Err(error) => self.failed(&error, &mut backoff, &shutdown).await,
+            };
+            if let Some(wait) = wait {
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = shutdown.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    async fn failed(
+        &self,
+        error: &Error,
+        backoff: &mut Duration,
+        shutdown: &CancellationToken,
+    ) -> Option<Duration> {
+        let text = with_causes(error);
+        let source = self.config.source.as_str();
+        match error.disposition() {
+            Disposition::Retry => {
+                tracing::warn!(source, error = %text, "capture failed, trying again");
+                self.handle.set(CaptureState::Retrying, Some(text));
+                let wait = *backoff;
+                *backoff = (wait * 2).min(BACKOFF.1);
+                Some(wait)
+            }
+            Disposition::Fenced => {
+                tracing::info!(source, "another process has taken over this source");
+                self.handle.set(CaptureState::Standby, Some(text));
+                Some(STANDBY_INTERVAL)
+            }
+            Disposition::Operator | Disposition::Bug => {
+                tracing::error!(source, error = %text, "capture stopped");
+                self.stopped(&text, shutdown).await
+            }
+        }
+    }
+
+    async fn stopped(&self, why: &str, shutdown: &CancellationToken) -> Option<Duration> {
+        self.handle.set(CaptureState::Stopped, Some(why.to_owned()));
+        tokio::select! {
+            () = self.handle.resumed() => {}
+            () = shutdown.cancelled() => {}
+        }
+        None
+    }
+
+    async fn paused(&self, shutdown: &CancellationToken) -> Option<Duration> {
+        self.handle.set(CaptureState::Paused, None);
+        let mut paused = self.handle.paused();
+        tokio::select! {
+            _changed = paused.wait_for(|paused| !paused) => {}
+            () = shutdown.cancelled() => {}
+        }
+        None
+    }
+
+    /// One try: from the lock to whatever ends it.
+    async fn attempt(&self, shutdown: &CancellationToken) -> Result<Why, Error> {
+        if *self.handle.paused().borrow() {
+            return Ok(Why::Paused);
+        }
+        if self.handle.status().state != CaptureState::Standby {
+            self.handle.set(CaptureState::Starting, self.handle.status().error);
+        }
+        let Some(_lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
+        let taken = take_over(&self.config, &self.client, &self.registry).await?;
+        let epoch = taken.epoch();
+        let start = self.start(&taken)?;
+        tracing::info!(source = self.config.source, ?start, tail = ?taken.tail, "took over");
+        match start {
+            Start::Snapshot(epoch) => self.snapshot(taken, epoch, shutdown).await,
+            Start::Now => self.stream(taken, Epoch::FIRST, None, shutdown).await,
+            Start::After(resume) => self.stream(taken, epoch, Some(resume), shutdown).await,
+            Start::Nothing => Ok(Why::Done),
+        }
+    }
+
+    /// What the log says is to be done.
+    fn start(&self, taken: &TakenOver) -> Result<Start, Error> {
+        let Some(state) = &taken.state else {
+            return Ok(match self.config.snapshot {
+                SnapshotMode::Initial | SnapshotMode::Only => Start::Snapshot(Epoch::FIRST),
+                SnapshotMode::Never => Start::Now,
+            });
+        };
+        match taken.tail {
+            // Its rows are void: the next attempt may find them in another order at the same
+            // position, so it must not have the same places.
+            Tail::Snapshot => Ok(Start::Snapshot(state.epoch.next())),
+            Tail::Unknown if state.phase == Phase::Snapshot => {
+                Ok(Start::Snapshot(state.epoch.next()))
+            }
+            Tail::Unknown => Err(Error::Contract("no position although the stream had begun")),
+            Tail::At { .. } if self.config.snapshot == SnapshotMode::Only => Ok(Start::Nothing),
+            Tail::At { place, whole } => Ok(Start::After(Resume {
+                after: place.commit,
+                again: !whole,
+                state: state.source_state.clone(),
+            })),
+        }
+    }
+
+    async fn snapshot(
+        &self,
+        mut taken: TakenOver,
+        epoch: Epoch,
+        shutdown: &CancellationToken,
+    ) -> Result<Why, Error> {
+        self.handle.set(CaptureState::Snapshot, None);
+        // Before anything is taken on the source: a crash in it must find that a snapshot began.
+        let begun = Position { epoch, place: Place::default(), whole: true };
+        let none = (ServerIdentity(String::new()), SourceState(String::new()));
+        self.write_state(&mut taken, Phase::Snapshot, &none, begun).await?;
+        let mut snapshot = self.connector.snapshot().await?;
+        let commit = snapshot.commit();
+        let connector = (snapshot.server(), snapshot.state());
+        self.write_state(&mut taken, Phase::Snapshot, &connector, begun).await?;
+
+        let TakenOver { producer, control, open_offset, .. } = taken;
+        let registry = self.registry.clone();
+        let writer = Writer::new(&self.config, registry, producer, control, epoch, None);
+        let mut session = Session::new(&self.config, &self.handle, writer);
+        if let Some(why) = session.snapshot(snapshot.as_mut(), shutdown).await? {
+            return Ok(why);
+        }
+        let place = Place::end_of(epoch, commit);
+        self.handle.confirmed(place, 1);
+        let producer = session.into_writer().into_producer();
+        let mut taken =
+            TakenOver { producer, control, state: None, tail: Tail::Unknown, open_offset };
+        let position = Position { epoch, place, whole: true };
+        self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
+        drop(snapshot);
+        if self.config.snapshot == SnapshotMode::Only {
+            return Ok(Why::Done);
+        }
+        taken.tail = Tail::At { place, whole: true };
+        let resume = Resume { after: commit, again: false, state: connector.1 };
+        self.stream(taken, epoch, Some(resume), shutdown).await
+    }
+
+    async fn stream(
+        &self,
+        mut taken: TakenOver,
+        epoch: Epoch,
+        resume: Option<Resume>,
+        shutdown: &CancellationToken,
+    ) -> Result<Why, Error> {
+        let mut stream = self.connector.stream(resume.as_ref()).await?;
+        let position = match taken.tail {
+            Tail::At { place, whole } => Position { epoch, place, whole },
+            Tail::Unknown | Tail::Snapshot => {
+                Position { epoch, place: Place::default(), whole: true }
+            }
+        };
+        let connector = (stream.server(), stream.state());
+        let state = self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
+        let held = match taken.tail {
+            // Whole: nothing of that transaction is wanted again, not even its end.
+            Tail::At { place, whole: true } => Some(Place::end_of(place.epoch, place.commit)),
+            Tail::At { place, whole: false } => Some(place),
+            Tail::Unknown | Tail::Snapshot => None,
+        };
+        if let Some(held) = held {
+            self.handle.confirmed(held, 0);
+        }
+        self.handle.set(CaptureState::Streaming, None);
+        let TakenOver { producer, control, .. } = taken;
+        let registry = self.registry.clone();
+        let writer = Writer::new(&self.config, registry, producer, control, epoch, held);
+        let mut session = Session::new(&self.config, &self.handle, writer);
+        session.keep(state);
+        // From now, without a position: the first one goes to the log at once.
+        session.stream(stream.as_mut(), epoch, resume.is_none(), shutdown).await
+    }
+
+    async fn write_state(
+        &self,
+        taken: &mut TakenOver,
+        phase: Phase,
+        connector: &(ServerIdentity, SourceState),
+        position: Position,
+    ) -> Result<State, Error> {
+        let (producer_id, producer_epoch) = identity(&taken.producer);
+        let state = State {
+            version: VERSION,
+            epoch: position.epoch,
+            phase,
+            server: connector.0.clone(),
+            source_state: connector.1.clone(),
+            partitions: 1,
+            filter: self.config.filter.clone(),
+            place: position.place,
+            whole: position.whole,
+            open_offset: taken.open_offset.get(),
+            producer_id,
+            producer_epoch,
+        };
+        write_state(&self.config, &mut taken.producer, &state).await?;
+        Ok(state)
+    }
+}
+
+/// What a take-over leads to.
+#[derive(Debug)]
+enum Start {
+    Snapshot(Epoch),
+    Now,
+    After(Resume),
+    Nothing,
+}
+
+/// How far the log holds the source.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    epoch: Epoch,
+    place: Place,
+    whole: bool,
+}
+
+async fn write_state(config: &Config, producer: &mut Producer, state: &State) -> Result<(), Error> {
+    let topic = config.state_topic();
+    let json = serde_json::to_vec(state)
+        .map_err(|source| Error::State { topic: topic.clone(), source })?;
+    let to = TopicPartition::new(topic, tailwater_kafka::PartitionId::new(0));
+    let to = producer.register(&to);
+    producer
+        .append(to, Some(STATE_KEY), &[&json], (config.clock)())
+        .map_err(log("append the state"))?;
+    producer.drain().await.map_err(log("append the state"))
+}
+
+/// An error and its causes on one line.
+fn with_causes(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,252 @@
+//! Becoming the writer of a source, and learning what the log holds.
+//!
+//! The order is the point (DESIGN 4): InitProducerId fences the older writer at the log; an open
+//! marker in every partition tells readers, and partitions that the log's fence has not reached,
+//! whose records count from here; only then are the state and the tails below the markers read.
+//! Read earlier, a batch of the old writer could land behind what was read.
+
+use tailwater_change::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control, Epoch, Frame, Place, SchemaId};
+use tailwater_kafka::{
+    Client, Limits, Offset, OffsetAt, PartitionId, Producer, ProducerConfig, ReaderConfig,
+    RecordBatch, TopicPartition, TopicSpec,
+};
+use tailwater_registry::Registry;
+
+use crate::config::Config;
+use crate::error::{Error, log};
+use crate::state::{OPEN_KEY, Phase, STATE_KEY, State};
+use crate::tail::{Tail, TailScan};
+
+/// The writer that counts, and where it goes on.
+#[derive(Debug)]
+pub(crate) struct TakenOver {
+    pub(crate) producer: Producer,
+    pub(crate) control: SchemaId,
+    /// The state as the last writer left it; none on the first start.
+    pub(crate) state: Option<State>,
+    /// Where the log ends.
+    pub(crate) tail: Tail,
+    /// Where our open marker stands in the changes topic.
+    pub(crate) open_offset: Offset,
+}
+
+impl TakenOver {
+    /// The epoch of what was written last.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.state.as_ref().map_or(Epoch::FIRST, |state| state.epoch)
+    }
+}
+
+/// How many records the first look at the tail reads; each further look doubles it.
+const TAIL_WINDOW: i64 = 1024;
+
+/// What a look at the tail may hold in memory.
+const TAIL_BYTES: usize = 4 << 20;
+
+/// Takes over the source named by `config`.
+pub(crate) async fn take_over(
+    config: &Config,
+    client: &Client,
+    registry: &Registry,
+) -> Result<TakenOver, Error> {
+    create_topics(config, client).await?;
+    let control = registry
+        .register(CONTROL_SUBJECT, CONTROL_SCHEMA)
+        .await
+        .map_err(|source| Error::Registry { subject: CONTROL_SUBJECT.into(), source })?;
+    let producer_config = ProducerConfig {
+        transactional_id: Some(config.transactional_id()),
+        in_flight_bytes: config.in_flight_bytes,
+        ..ProducerConfig::default()
+    };
+    let mut producer = client.producer(producer_config).await.map_err(log("take over the log"))?;
+
+    let state_topic = TopicPartition::new(config.state_topic(), PartitionId::new(0));
+    open(&mut producer, control, &state_topic, Some(OPEN_KEY), Epoch::new(0), config).await?;
+    let state = read_state(config, client, control, &producer).await?;
+
+    let epoch = state.as_ref().map_or(Epoch::FIRST, |state| state.epoch);
+    let changes = TopicPartition::new(config.topic(), PartitionId::new(0));
+    open(&mut producer, control, &changes, None, epoch, config).await?;
+    // Nobody but us can append any more: the marker is the last record.
+    let end = client
+        .list_offsets(&config.topic(), PartitionId::new(0), OffsetAt::Latest)
+        .await
+        .map_err(log("find the end of the topic"))?;
+    let open_offset = Offset::new(end.get() - 1);
+    let tail = read_tail(config, client, control, state.as_ref(), open_offset).await?;
+    Ok(TakenOver { producer, control, state, tail, open_offset })
+}
+
+async fn create_topics(config: &Config, client: &Client) -> Result<(), Error> {
+    let spec = |name: String, configs: &[(&str, &str)]| TopicSpec {
+        name,
+        partitions: 1,
+        replication_factor: config.replication_factor,
+        configs: configs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+    };
+    client.create_topic(&spec(config.topic(), &[])).await.map_err(log("create the topic"))?;
+    client
+        .create_topic(&spec(config.state_topic(), &[("cleanup.policy", "compact")]))
+        .await
+        .map_err(log("create the state topic"))?;
+    Ok(())
+}
+
+async fn open(
+    producer: &mut Producer,
+    control: SchemaId,
+    to: &TopicPartition,
+    key: Option<&[u8]>,
+    epoch: Epoch,
+    config: &Config,
+) -> Result<(), Error> {
+    let mut value = Frame::prefix(control).to_vec();
+    let (producer_id, producer_epoch) = identity(producer);
+    Control::Open { producer_id, producer_epoch, epoch, server: &config.source }.encode(&mut value);
+    let to = producer.register(to);
+    producer.append(to, key, &[&value], (config.clock)()).map_err(log("append the open marker"))?;
+    producer.drain().await.map_err(log("append the open marker"))
+}
+
+/// The producer's id and epoch as markers carry them.
+pub(crate) fn identity(producer: &Producer) -> (u64, u64) {
+    (
+        u64::try_from(producer.producer_id().get()).unwrap_or_default(),
+        u64::try_from(producer.producer_epoch().get()).unwrap_or_default(),
+    )
+}
+
+/// The state of the last writer before our open marker.
+async fn read_state(
+    config: &Config,
+    client: &Client,
+    control: SchemaId,
+    producer: &Producer,
+) -> Result<Option<State>, Error> {
+    let topic = config.state_topic();
+    let start = offset(client, &topic, OffsetAt::Earliest).await?;
+    let end = offset(client, &topic, OffsetAt::Latest).await?;
+    let mut state = None;
+    // Whoever opened last is the one whose state counts; before any marker, anyone's.
+    let mut opened: Option<(u64, u64)> = None;
+    let own = identity(producer);
+    read_range(client, &topic, start, end, |batch, offset, key, value| {
+        let writer = batch_identity(batch);
+        if key == Some(OPEN_KEY) {
+            if let Ok(Control::Open { producer_id, producer_epoch, .. }) =
+                Frame::parse(value).map_err(drop).and_then(|frame| {
+                    if frame.schema != control {
+                        return Err(());
+                    }
+                    Control::decode(frame.message).map_err(drop)
+                })
+                && writer == (producer_id, producer_epoch)
+                && writer != own
+            {
+                opened = Some(writer);
+            }
+        } else if key == Some(STATE_KEY) && opened.is_none_or(|opened| opened == writer) {
+            let parsed = serde_json::from_slice(value)
+                .map_err(|source| Error::State { topic: format!("{topic}@{offset}"), source })?;
+            state = Some(parsed);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(state)
+}
+
+/// The newest place below our open marker, among the records of the writer before us.
+async fn read_tail(
+    config: &Config,
+    client: &Client,
+    control: SchemaId,
+    state: Option<&State>,
+    open_offset: Offset,
+) -> Result<Tail, Error> {
+    let Some(state) = state else { return Ok(Tail::Unknown) };
+    let topic = config.topic();
+    let start = offset(client, &topic, OffsetAt::Earliest).await?.get();
+    // Below the last writer's own marker stands what it had read itself, and it is in its state.
+    let floor = start.max(state.open_offset);
+    let writer = (state.producer_id, state.producer_epoch);
+    let mut window = TAIL_WINDOW;
+    loop {
+        let from = floor.max(open_offset.get() - window);
+        let mut scan = TailScan::new(control);
+        read_range(client, &topic, Offset::new(from), open_offset, |batch, offset, _, value| {
+            if batch_identity(batch) != writer {
+                return Ok(());
+            }
+            scan.record(value).map_err(|source| Error::Tail {
+                topic: topic.clone(),
+                offset,
+                source,
+            })
+        })
+        .await?;
+        match scan.tail() {
+            Tail::Unknown if from > floor => window *= 2,
+            Tail::Unknown if state.phase == Phase::Snapshot => return Ok(Tail::Snapshot),
+            Tail::Unknown if state.place == Place::default() => return Ok(Tail::Unknown),
+            Tail::Unknown => {
+                return Ok(Tail::At { place: state.place, whole: state.whole });
+            }
+            found => return Ok(found),
+        }
+    }
+}
+
+fn batch_identity(batch: &RecordBatch) -> (u64, u64) {
+    (
+        u64::try_from(batch.producer_id().get()).unwrap_or(u64::MAX),
+        u64::try_from(batch.producer_epoch().get()).unwrap_or(u64::MAX),
+    )
+}
+
+async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Error> {
+    client
+        .list_offsets(topic, PartitionId::new(0), at)
+        .await
+        .map_err(log("find the ends of a topic"))
+}
+
+/// Gives every record of `[from, end)` to `take`: its batch, offset, key and value.
+async fn read_range(
+    client: &Client,
+    topic: &str,
+    from: Offset,
+    end: Offset,
+    mut take: impl FnMut(&RecordBatch, i64, Option<&[u8]>, &[u8]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if from >= end {
+        return Ok(());
+    }
+    let partition = TopicPartition::new(topic.to_owned(), PartitionId::new(0));
+    let corrupt = |source| {
+        let partition = partition.clone();
+        log("read a topic")(tailwater_kafka::Error::CorruptBatch {
+            partition,
+            offset: from,
+            source,
+        })
+    };
+    let mut reader = client.reader(ReaderConfig {
+        max_bytes: TAIL_BYTES,
+        ..ReaderConfig::new(partition.clone(), from)
+    });
+    while reader.position() < end {
+        for batch in reader.next().await.map_err(log("read a topic"))? {
+            for record in batch.records(Limits::default()).map_err(corrupt)? {
+                let record = record.map_err(corrupt)?;
+                if record.offset < from || record.offset >= end {
+                    continue;
+                }
+                let value = record.value.as_deref().unwrap_or_default();
+                take(&batch, record.offset.get(), record.key.as_deref(), value)?;
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,412 @@
+//! From a connector's events to records: places, envelopes, chunks, and what may be confirmed.
+//!
+//! One row is held back, encoded, until the next event shows whether it was the last of its
+//! transaction; so most transactions need no end marker. The writer knows which commit is complete
+//! with which record, and therefore what the log's acknowledgement allows to confirm.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tailwater_change::{
+    Chunks, Commit, Control, EnvelopeWriter, Epoch, Frame, Operation, Ordinal, Place, SchemaId,
+    TableSchema, key_schema_text, schema_text,
+};
+use tailwater_kafka::{PartitionHandle, PartitionId, Producer, RecordNumber, TopicPartition};
+use tailwater_registry::Registry;
+
+use crate::changes::{Changes, Event, RowEvent, TableSlot};
+use crate::config::Config;
+use crate::error::{Error, log};
+use crate::state::{STATE_KEY, State};
+use crate::take_over::identity;
+
+/// Room in a record batch for its header, the record's own framing and its key.
+const RECORD_ROOM: usize = 4096;
+
+/// Writes one source's changes topic.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    producer: Producer,
+    registry: Registry,
+    topic: String,
+    to: PartitionHandle,
+    control: SchemaId,
+    epoch: Epoch,
+    clock: fn() -> i64,
+    chunk_bytes: usize,
+    attempt: u64,
+    slots: Vec<Option<Slot>>,
+    /// Rows at or below this are in the log already.
+    held: Option<Place>,
+    open: Option<Open>,
+    pending: Pending,
+    /// Commits complete in the log once every record below the number is acknowledged.
+    awaiting: VecDeque<(RecordNumber, Commit)>,
+    appended: Option<RecordNumber>,
+    rows: u64,
+}
+
+/// The transaction (or snapshot) that is being written.
+#[derive(Debug)]
+struct Open {
+    commit: Commit,
+    committed_at_us: Option<i64>,
+    /// Rows of it that are in the topic, by this writer or the one before it.
+    rows: u64,
+    next_ordinal: Ordinal,
+    table_rows: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    schema: Arc<TableSchema>,
+    value_id: SchemaId,
+    key_id: Option<SchemaId>,
+}
+
+/// The row that waits for what follows it.
+#[derive(Debug, Default)]
+struct Pending {
+    there: bool,
+    key: Vec<u8>,
+    has_key: bool,
+    value: Vec<u8>,
+}
+
+/// What the loop must know of the events it gave.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Written {
+    /// A transaction began: an idle position from before it is no longer news.
+    pub(crate) began: bool,
+    /// After every transaction: the source said that nothing of ours committed up to here.
+    pub(crate) idle_through: Option<Commit>,
+    /// The snapshot is complete.
+    pub(crate) snapshot_ended: bool,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        config: &Config,
+        registry: Registry,
+        mut producer: Producer,
+        control: SchemaId,
+        epoch: Epoch,
+        held: Option<Place>,
+    ) -> Self {
+        let (producer_id, producer_epoch) = identity(&producer);
+        let topic = config.topic();
+        let to = producer.register(&TopicPartition::new(topic.clone(), PartitionId::new(0)));
+        Self {
+            producer,
+            registry,
+            topic,
+            to,
+            control,
+            epoch,
+            clock: config.clock,
+            chunk_bytes: config.max_record_bytes.saturating_sub(RECORD_ROOM).max(1),
+            // No other attempt has this producer's id and epoch.
+            attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
+            slots: Vec::new(),
+            held,
+            open: None,
+            pending: Pending::default(),
+            awaiting: VecDeque::new(),
+            appended: None,
+            rows: 0,
+        }
+    }
+
+    pub(crate) fn producer(&mut self) -> &mut Producer {
+        &mut self.producer
+    }
+
+    pub(crate) fn into_producer(self) -> Producer {
+        self.producer
+    }
+
+    /// Rows appended by this writer.
+    pub(crate) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Whether a transaction is open.
+    pub(crate) fn in_transaction(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Appends what `changes` says. Awaits only the registry (a new table version) and, between
+    /// the chunks of a large row, room in flight.
+    pub(crate) async fn write(&mut self, changes: &Changes) -> Result<Written, Error> {
+        let mut written = Written::default();
+        for event in changes.events() {
+            match event {
+                Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
+                Event::Begin { commit, committed_at_us } => {
+                    self.begin(*commit, *committed_at_us)?
+                }
+                Event::Row(row) => self.row(changes, row).await?,
+                Event::End { transaction } => {
+                    if let Some(commit) = self.end(transaction.as_deref()).await? {
+                        written.idle_through = Some(commit);
+                    }
+                }
+                Event::SchemaChange { table, description, .. } => {
+                    self.schema_change(table, description).await?;
+                }
+                Event::Idle { through } => {
+                    if self.open.is_some() {
+                        return Err(Error::Contract("an idle position inside a transaction"));
+                    }
+                    written.idle_through = Some(*through);
+                }
+                Event::TableBegin(slot) => self.table_begin(*slot).await?,
+                Event::TableEnd(slot) => self.table_end(*slot).await?,
+                Event::SnapshotEnd => {
+                    self.snapshot_end().await?;
+                    written.snapshot_ended = true;
+                }
+            }
+        }
+        Ok(written)
+    }
+
+    /// Begins the synthetic transaction of a snapshot.
+    pub(crate) async fn snapshot_begin(&mut self, commit: Commit) -> Result<(), Error> {
+        self.begin(commit, None)?;
+        self.marker(&Control::SnapshotBegin { epoch: self.epoch, commit }).await
+    }
+
+    /// Says in the log that nothing of ours committed through `commit`.
+    pub(crate) async fn idle(&mut self, commit: Commit) -> Result<(), Error> {
+        self.marker(&Control::Idle { epoch: self.epoch, commit }).await?;
+        self.await_acknowledgement(commit);
+        Ok(())
+    }
+
+    /// The newest commit that is complete among records below `acknowledged`, and how many became
+    /// so.
+    pub(crate) fn confirmed(&mut self, acknowledged: RecordNumber) -> Option<(Commit, u64)> {
+        let mut newest = None;
+        let mut count = 0;
+        while let Some((number, commit)) = self.awaiting.front()
+            && *number < acknowledged
+        {
+            newest = Some(*commit);
+            count += 1;
+            self.awaiting.pop_front();
+        }
+        newest.map(|commit| (commit, count))
+    }
+
+    async fn bind(&mut self, slot: TableSlot, schema: &Arc<TableSchema>) -> Result<(), Error> {
+        let table = &schema.table;
+        let broken = |source| Error::Schema { table: table.clone(), source };
+        let subject = format!("{}-{}", self.topic, table);
+        let value_id = self.register(&subject, &schema_text(schema).map_err(broken)?).await?;
+        let key_id = match key_schema_text(schema).map_err(broken)? {
+            Some(text) => Some(self.register(&format!("{subject}-key"), &text).await?),
+            None => None,
+        };
+        if self.slots.len() <= slot.0 {
+            self.slots.resize_with(slot.0 + 1, || None);
+        }
+        self.slots[slot.0] = Some(Slot { schema: Arc::clone(schema), value_id, key_id });
+        Ok(())
+    }
+
+    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, Error> {
+        self.registry
+            .register(subject, text)
+            .await
+            .map_err(|source| Error::Registry { subject: subject.to_owned(), source })
+    }
+
+    fn begin(&mut self, commit: Commit, committed_at_us: Option<i64>) -> Result<(), Error> {
+        if self.open.is_some() {
+            return Err(Error::Contract("a transaction inside a transaction"));
+        }
+        self.open = Some(Open {
+            commit,
+            committed_at_us,
+            rows: 0,
+            next_ordinal: Ordinal::ZERO,
+            table_rows: 0,
+        });
+        Ok(())
+    }
+
+    async fn row(&mut self, changes: &Changes, row: &RowEvent) -> Result<(), Error> {
+        let Some(open) = &mut self.open else {
+            return Err(Error::Contract("a row outside a transaction"));
+        };
+        let place = Place::new(self.epoch, open.commit, row.ordinal);
+        let committed_at_us = open.committed_at_us;
+        open.rows += 1;
+        open.table_rows += 1;
+        open.next_ordinal = row.ordinal.next();
+        if self.held.is_some_and(|held| place <= held) {
+            return Ok(());
+        }
+        self.flush_pending().await?;
+        let Some(Some(slot)) = self.slots.get(row.slot.0) else {
+            return Err(Error::Contract("a row of a table that has no schema"));
+        };
+        let pending = &mut self.pending;
+        pending.there = true;
+        pending.value.clear();
+        pending.value.extend_from_slice(&Frame::prefix(slot.value_id));
+        let mut envelope =
+            EnvelopeWriter::begin(&mut pending.value, row.operation, place, committed_at_us);
+        envelope.unsent(changes.unsent(&row.unsent));
+        if let Some(before) = &row.before {
+            envelope.before(changes.image(before), row.before_full);
+        }
+        if let Some(after) = &row.after {
+            envelope.after(changes.image(after));
+        }
+        pending.key.clear();
+        pending.has_key = slot.key_id.is_some() && row.operation != Operation::Truncate;
+        if let Some(key_id) = slot.key_id {
+            pending.key.extend_from_slice(&Frame::prefix(key_id));
+            pending.key.extend_from_slice(changes.image(&row.key));
+        }
+        self.rows += 1;
+        Ok(())
+    }
+
+    /// Ends the transaction. Returns its commit if it had nothing for us: then the source is as
+    /// far as that without a record.
+    async fn end(&mut self, transaction: Option<&str>) -> Result<Option<Commit>, Error> {
+        let Some(open) = self.open.take() else {
+            return Err(Error::Contract("the end of no transaction"));
+        };
+        if self.pending.there {
+            EnvelopeWriter::resume(&mut self.pending.value).last(transaction);
+            self.flush_pending().await?;
+        } else if open.rows == 0 {
+            return Ok(Some(open.commit));
+        } else if self.held.is_none_or(|held| held < Place::end_of(self.epoch, open.commit)) {
+            // Every row was in the log, but perhaps not the end: say it, twice does no harm.
+            self.marker(&Control::End {
+                epoch: self.epoch,
+                commit: open.commit,
+                committed_at_us: open.committed_at_us,
+                transaction,
+                rows: open.rows,
+            })
+            .await?;
+        }
+        self.await_acknowledgement(open.commit);
+        Ok(None)
+    }
+
+    async fn schema_change(
+        &mut self,
+        table: &tailwater_change::TableId,
+        description: &str,
+    ) -> Result<(), Error> {
+        let (commit, ordinal) = self
+            .open
+            .as_ref()
+            .map_or((Commit::ZERO, Ordinal::ZERO), |open| (open.commit, open.next_ordinal));
+        let place = Place::new(self.epoch, commit, ordinal);
+        self.marker(&Control::SchemaChange { place, table: table.clone(), description }).await?;
+        self.producer.drain().await.map_err(log("append"))?;
+        Err(Error::SchemaChange { table: table.clone(), description: description.to_owned() })
+    }
+
+    async fn table_begin(&mut self, slot: TableSlot) -> Result<(), Error> {
+        let (place, schema) = self.table_place(slot)?;
+        if let Some(open) = &mut self.open {
+            open.table_rows = 0;
+        }
+        self.marker(&Control::TableBegin { place, schema }).await
+    }
+
+    async fn table_end(&mut self, slot: TableSlot) -> Result<(), Error> {
+        let (place, schema) = self.table_place(slot)?;
+        let rows = self.open.as_ref().map_or(0, |open| open.table_rows);
+        self.marker(&Control::TableEnd { place, schema, rows }).await
+    }
+
+    fn table_place(&self, slot: TableSlot) -> Result<(Place, SchemaId), Error> {
+        let Some(open) = &self.open else {
+            return Err(Error::Contract("a snapshot's table outside a snapshot"));
+        };
+        let Some(Some(table)) = self.slots.get(slot.0) else {
+            return Err(Error::Contract("a snapshot's table that has no schema"));
+        };
+        tracing::debug!(table = %table.schema.table, "snapshot table boundary");
+        Ok((Place::new(self.epoch, open.commit, open.next_ordinal), table.value_id))
+    }
+
+    async fn snapshot_end(&mut self) -> Result<(), Error> {
+        let Some(open) = self.open.take() else {
+            return Err(Error::Contract("the end of no snapshot"));
+        };
+        self.marker(&Control::SnapshotEnd { epoch: self.epoch, commit: open.commit }).await
+    }
+
+    fn await_acknowledgement(&mut self, commit: Commit) {
+        if let Some(number) = self.appended {
+            self.awaiting.push_back((number, commit));
+        }
+    }
+
+    async fn marker(&mut self, control: &Control<'_>) -> Result<(), Error> {
+        self.flush_pending().await?;
+        let mut value = Frame::prefix(self.control).to_vec();
+        control.encode(&mut value);
+        self.append(None, &value)
+    }
+
+    /// Appends the row that was held back.
+    async fn flush_pending(&mut self) -> Result<(), Error> {
+        if !self.pending.there {
+            return Ok(());
+        }
+        let mut pending = std::mem::take(&mut self.pending);
+        let key = pending.has_key.then_some(pending.key.as_slice());
+        if pending.value.len() > self.chunk_bytes {
+            self.append_chunks(&pending.value).await?;
+            pending.value = Vec::new();
+        } else {
+            self.append(key, &pending.value)?;
+        }
+        pending.there = false;
+        self.pending = pending;
+        Ok(())
+    }
+
+    async fn append_chunks(&mut self, value: &[u8]) -> Result<(), Error> {
+        self.attempt += 1;
+        let mut record = Vec::new();
+        for chunk in Chunks::new(value, self.chunk_bytes, self.attempt) {
+            self.producer.ready().await.map_err(log("append"))?;
+            record.clear();
+            record.extend_from_slice(&Frame::prefix(self.control));
+            chunk.encode(&mut record);
+            self.append(None, &record)?;
+        }
+        Ok(())
+    }
+
+    /// Remembers `state` in the log, behind everything appended so far.
+    pub(crate) fn state(&mut self, to: &TopicPartition, state: &State) -> Result<(), Error> {
+        let json = serde_json::to_vec(state)
+            .map_err(|source| Error::State { topic: to.topic.clone(), source })?;
+        let to = self.producer.register(to);
+        self.producer
+            .append(to, Some(STATE_KEY), &[&json], (self.clock)())
+            .map_err(log("append the state"))?;
+        Ok(())
+    }
+
+    fn append(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<(), Error> {
+        let number =
+            self.producer.append(self.to, key, &[value], (self.clock)()).map_err(log("append"))?;
+        self.appended = Some(number);
+        Ok(())
+    }
+}
