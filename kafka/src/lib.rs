@@ -23,6 +23,8 @@ mod outbox;
 mod producer;
 mod reader;
 mod server;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 mod transport;
 
 pub use batch::{

@@ -13,7 +13,11 @@
 //!    a broker, which remembers five batches, recognises each one it is sent again.
 //! 2. After a failed attempt nothing more is sent for the partition until every batch in flight is
 //!    answered; then all that is not acknowledged is sent again from the oldest on.
-//! 3. A sequence error is an error only of the oldest batch; of the others it says that an older
+//! 3. The first batch goes alone, and so does the first after a failed attempt or a long silence:
+//!    a broker that knows nothing of a producer takes any sequence from it, and would take the
+//!    second batch for the first if the first were refused for another reason (KIP-360). It is
+//!    also what gets through a connection that barely works.
+//! 4. A sequence error is an error only of the oldest batch; of the others it says that an older
 //!    one was lost, and rule 2 sends both again.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -30,6 +34,10 @@ use crate::{
     wire::ErrorCode,
 };
 
+/// Silence after which a broker may have forgotten a producer. Kafka's default is a day, in the
+/// oldest versions the retention of the topic.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
 /// Buffer of a new batch: most are small when latency counts, and it grows where they are not.
 const FIRST_BUFFER_BYTES: usize = 4 << 10;
 
@@ -44,6 +52,7 @@ pub(super) struct Ledger {
     partitions: Vec<Partition>,
     next_record: u64,
     unacknowledged_bytes: usize,
+    acknowledged_batches: u64,
     failed: Option<Arc<Error>>,
 }
 
@@ -54,6 +63,8 @@ struct Partition {
     queue: VecDeque<Batch>,
     /// The sequence of the next batch to be sealed.
     next_sequence: Sequence,
+    /// The last acknowledgement, unless an attempt has failed since.
+    proven_at: Option<Instant>,
     /// Set by a failed attempt, until everything in flight is answered and the pause is over.
     recovery: Option<Recovery>,
     /// Pause after the next failed attempt.
@@ -138,6 +149,7 @@ impl Ledger {
             partitions: Vec::new(),
             next_record: 0,
             unacknowledged_bytes: 0,
+            acknowledged_batches: 0,
             failed: None,
         }
     }
@@ -213,6 +225,11 @@ impl Ledger {
 
     pub(super) fn unacknowledged_bytes(&self) -> usize {
         self.unacknowledged_bytes
+    }
+
+    /// How many batches were ever acknowledged.
+    pub(super) fn acknowledged_batches(&self) -> u64 {
+        self.acknowledged_batches
     }
 
     pub(super) fn is_drained(&self) -> bool {
@@ -314,8 +331,12 @@ impl Ledger {
                 batch.status = Status::Acknowledged;
                 let bytes = batch.bytes;
                 partition.next_pause = Backoff::FIRST;
+                if partition.recovery.is_none() {
+                    partition.proven_at = Some(now);
+                }
                 partition.drop_acknowledged();
                 self.unacknowledged_bytes -= bytes;
+                self.acknowledged_batches += 1;
                 return false;
             }
             Outcome::Lost(error) => error,
@@ -382,6 +403,7 @@ impl Partition {
             open: None,
             queue: VecDeque::new(),
             next_sequence: Sequence::ZERO,
+            proven_at: None,
             recovery: None,
             next_pause: Backoff::FIRST,
             last_error: None,
@@ -418,7 +440,8 @@ impl Partition {
             Some(recovery) if in_flight || recovery.resume_at > now => return None,
             Some(_) | None => {}
         }
-        let window = self.queue.iter().take(max_in_flight);
+        let proven = self.proven_at.is_some_and(|at| now < at + FORGOTTEN_AFTER);
+        let window = self.queue.iter().take(if proven { max_in_flight } else { 1 });
         window.into_iter().position(|batch| batch.status == Status::Waiting)
     }
 
@@ -438,6 +461,7 @@ impl Partition {
 
     fn recover(&mut self, now: Instant, error: Arc<Error>) {
         self.last_error = Some(error);
+        self.proven_at = None;
         // One pause for all batches that were in flight together.
         if self.recovery.is_none() {
             self.recovery = Some(Recovery { resume_at: now + self.next_pause });

@@ -151,7 +151,7 @@ impl Producer {
         let (publish, acknowledged) =
             watch::channel(Acknowledged { below: RecordNumber(0), failed: None });
         let mut sender = JoinSet::new();
-        sender.spawn(sender::run(cluster, Arc::clone(&shared), publish, config.clone()));
+        sender.spawn(sender::run(cluster, Arc::clone(&shared), publish));
         Self { identity, config, shared, acknowledged, sender }
     }
 
@@ -218,6 +218,7 @@ impl Producer {
     /// # Errors
     /// [`Error::ProducerFailed`] if the producer has failed.
     pub async fn ready(&mut self) -> Result<(), Error> {
+        let mut flushed = false;
         loop {
             {
                 let ledger = self.shared.ledger();
@@ -226,7 +227,10 @@ impl Producer {
                     return Ok(());
                 }
             }
-            self.flush();
+            // Once is enough: nothing is appended meanwhile.
+            if !std::mem::replace(&mut flushed, true) {
+                self.flush();
+            }
             self.wait().await;
         }
     }

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Acknowledged, ProducerConfig, Shared,
+    Acknowledged, Shared,
     ledger::{Dispatch, DispatchBody, Outcome},
 };
 use crate::{
@@ -46,7 +46,6 @@ pub(super) async fn run(
     cluster: Arc<Cluster>,
     shared: Arc<Shared>,
     publish: watch::Sender<Acknowledged>,
-    _config: ProducerConfig,
 ) {
     let mut sender = Sender {
         shared,
@@ -57,6 +56,7 @@ pub(super) async fn run(
         lookup: None,
         lookup_pause: Backoff::FIRST,
         lookup_after: Instant::now(),
+        settled: 0,
     };
     loop {
         let now = Instant::now();
@@ -80,6 +80,8 @@ struct Sender {
     lookup: Option<BoxFuture<'static, Looked>>,
     lookup_pause: std::time::Duration,
     lookup_after: Instant,
+    /// Acknowledged batches that the producer was woken for.
+    settled: u64,
 }
 
 /// A request that was answered, or never will be.
@@ -285,9 +287,10 @@ impl Sender {
     }
 
     /// Says how far things are; `true` if the producer has failed and the task ends.
-    fn publish(&self) -> bool {
+    fn publish(&mut self) -> bool {
         let ledger = self.shared.ledger();
         let below = ledger.acknowledged_below();
+        let settled = ledger.acknowledged_batches();
         let failed = ledger.failed().map(Arc::clone);
         drop(ledger);
         let ended = failed.is_some();
@@ -298,7 +301,11 @@ impl Sender {
             known.failed = failed;
             changed
         });
-        self.shared.settled.notify_one();
+        // Only for news: a producer that waits for room would otherwise wake us in turn, and so on.
+        if ended || settled != self.settled {
+            self.settled = settled;
+            self.shared.settled.notify_one();
+        }
         ended
     }
 }
