@@ -7,8 +7,12 @@
 //! (`reader`).
 
 mod catalog;
+mod cell;
 mod charset;
 mod connect;
+mod reader;
 pub mod source;
 pub mod target;
+mod text;
 mod types;
+mod wire;
