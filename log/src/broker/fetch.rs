@@ -1,0 +1,208 @@
+//! Fetch: batches go out, or the request waits until there are some.
+//!
+//! A request waits for `min_bytes` up to `max_wait_ms`, and is answered at once when a partition
+//! has something else to say (an error, a deletion, a close). Waiting is registered *before* the
+//! look, so no batch slips in between. Sessions (KIP-227) are not kept: session id 0 says so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tailwater_kafka::Offset;
+use tailwater_kafka::wire::ErrorCode;
+use tailwater_kafka::wire::fetch_request::{FetchPartition, FetchRequestData};
+use tailwater_kafka::wire::fetch_response::{
+    EpochEndOffset, FetchResponseData, FetchableTopicResponse, PartitionData,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{Refused, check_leader_epoch, find_partition};
+use crate::log::Log;
+use crate::storage::partition::Partition;
+use crate::storage::read::{Read, ReadBatches, ReadRequest};
+use crate::topics::Topic;
+
+/// Bytes of one answer at most, whatever was asked for: Kafka's `fetch.max.bytes`.
+const MAX_ANSWER_BYTES: usize = 55 << 20;
+
+/// A request waits at most so long: a client that asks for more asks again.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// One look at everything that was asked for.
+struct Answer {
+    topics: Vec<FetchableTopicResponse>,
+    bytes: usize,
+    /// Whether something else than batches is to be said.
+    urgent: bool,
+}
+
+impl Log {
+    pub(super) async fn fetch(&self, request: FetchRequestData, version: i16) -> FetchResponseData {
+        if request.session_epoch > 0 || request.session_id != 0 {
+            return FetchResponseData::default()
+                .with_error_code(ErrorCode::FetchSessionIdNotFound.into());
+        }
+        let deadline = deadline(request.max_wait_ms);
+        let min_bytes = usize::try_from(request.min_bytes).unwrap_or(0);
+        let waiting = Waiting::new(self.partitions_of(&request));
+        loop {
+            waiting.register();
+            let answer = self.look(&request, version).await;
+            let enough = answer.urgent || answer.bytes >= min_bytes;
+            if enough || !waiting.wait_until(deadline).await {
+                return FetchResponseData::default().with_responses(answer.topics);
+            }
+        }
+    }
+
+    fn partitions_of(&self, request: &FetchRequestData) -> Vec<Arc<Partition>> {
+        let mut partitions = Vec::new();
+        for asked in &request.topics {
+            let Ok(topic) = self.find_topic(&asked.topic, asked.topic_id) else { continue };
+            let known =
+                asked.partitions.iter().filter_map(|asked| topic.partition(asked.partition));
+            partitions.extend(known.cloned());
+        }
+        partitions
+    }
+
+    async fn look(&self, request: &FetchRequestData, version: i16) -> Answer {
+        let most = usize::try_from(request.max_bytes).unwrap_or(0).min(MAX_ANSWER_BYTES);
+        let mut answer = Answer { topics: Vec::new(), bytes: 0, urgent: false };
+        for asked in &request.topics {
+            let topic = self.find_topic(&asked.topic, asked.topic_id);
+            let mut answered = FetchableTopicResponse::default()
+                .with_topic(asked.topic.clone())
+                .with_topic_id(asked.topic_id);
+            for partition in &asked.partitions {
+                let left = most.saturating_sub(answer.bytes);
+                let at_least_one = answer.bytes == 0;
+                let part = match &topic {
+                    Ok(topic) => fetch_partition(topic, partition, left, at_least_one).await,
+                    Err(refused) => Err(refused.clone()),
+                };
+                let data = match part {
+                    Ok(data) => data,
+                    Err(refused) => refused_data(partition.partition, &refused),
+                };
+                answer.bytes += data.records.as_ref().map_or(0, Bytes::len);
+                answer.urgent |= data.error_code != 0
+                    || (version >= 12 && data.diverging_epoch != EpochEndOffset::default());
+                answered.partitions.push(data);
+            }
+            answer.topics.push(answered);
+        }
+        answer
+    }
+}
+
+async fn fetch_partition(
+    topic: &Topic,
+    asked: &FetchPartition,
+    max_bytes: usize,
+    at_least_one: bool,
+) -> Result<PartitionData, Refused> {
+    let partition = find_partition(topic, asked.partition)?;
+    check_leader_epoch(partition, asked.current_leader_epoch)?;
+    if let Some(diverging) = diverging_epoch(partition, asked)? {
+        let offsets = partition.offsets()?;
+        return Ok(PartitionData::default()
+            .with_partition_index(asked.partition)
+            .with_high_watermark(offsets.high_watermark.get())
+            .with_last_stable_offset(offsets.high_watermark.get())
+            .with_log_start_offset(offsets.start.get())
+            .with_records(Some(Bytes::new()))
+            .with_diverging_epoch(diverging));
+    }
+    let own = usize::try_from(asked.partition_max_bytes).unwrap_or(0);
+    let request = ReadRequest {
+        from: Offset::new(asked.fetch_offset),
+        max_bytes: own.min(max_bytes),
+        at_least_one,
+    };
+    let found = read(partition, request).await?;
+    Ok(PartitionData::default()
+        .with_partition_index(asked.partition)
+        .with_high_watermark(found.offsets.high_watermark.get())
+        .with_last_stable_offset(found.offsets.high_watermark.get())
+        .with_log_start_offset(found.offsets.start.get())
+        .with_records(Some(found.batches)))
+}
+
+async fn read(partition: &Arc<Partition>, request: ReadRequest) -> Result<ReadBatches, Refused> {
+    match partition.read(request)? {
+        Read::Done(found) => Ok(found),
+        Read::Cold(cold) => {
+            let partition = Arc::clone(partition);
+            let reading = tokio::task::spawn_blocking(move || partition.read_cold(cold));
+            Ok(reading.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??)
+        }
+    }
+}
+
+/// Where a reader's history parts from ours, if it does (KIP-595).
+fn diverging_epoch(
+    partition: &Partition,
+    asked: &FetchPartition,
+) -> Result<Option<EpochEndOffset>, Refused> {
+    if asked.last_fetched_epoch < 0 {
+        return Ok(None);
+    }
+    let end = partition.offsets()?.end;
+    let last_fetched = tailwater_kafka::LeaderEpoch::new(asked.last_fetched_epoch);
+    let Some((epoch, epoch_end)) = partition.epochs()?.end_of(last_fetched, end) else {
+        return Ok(None);
+    };
+    let diverges = epoch < last_fetched || epoch_end.get() < asked.fetch_offset;
+    Ok(diverges.then(|| {
+        EpochEndOffset::default().with_epoch(epoch.get()).with_end_offset(epoch_end.get())
+    }))
+}
+
+fn refused_data(partition: i32, refused: &Refused) -> PartitionData {
+    PartitionData::default()
+        .with_partition_index(partition)
+        .with_error_code(refused.code())
+        .with_high_watermark(-1)
+        .with_records(Some(Bytes::new()))
+}
+
+/// A request's place among those that wait; given up when it is dropped.
+struct Waiting {
+    woken: Arc<Notify>,
+    partitions: Vec<Arc<Partition>>,
+}
+
+impl Waiting {
+    fn new(partitions: Vec<Arc<Partition>>) -> Self {
+        Self { woken: Arc::default(), partitions }
+    }
+
+    fn register(&self) {
+        for partition in &self.partitions {
+            partition.stop_waking(&self.woken);
+            partition.wake_on_change(&self.woken);
+        }
+    }
+
+    /// Whether something changed before the time was up.
+    async fn wait_until(&self, deadline: Instant) -> bool {
+        tokio::time::timeout_at(deadline, self.woken.notified()).await.is_ok()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        for partition in &self.partitions {
+            partition.stop_waking(&self.woken);
+        }
+    }
+}
+
+fn deadline(max_wait_ms: i32) -> Instant {
+    let wait = Duration::from_millis(u64::try_from(max_wait_ms).unwrap_or(0));
+    #[expect(clippy::disallowed_methods, reason = "tokio's clock, which tests can pause")]
+    let now = Instant::now();
+    now + wait.min(MAX_WAIT)
+}

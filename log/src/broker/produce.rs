@@ -1,0 +1,321 @@
+//! Produce: batches come in, and are acknowledged when they are flushed.
+//!
+//! Checks in the order of Kafka's leader (each step of which has a bug report behind it): the
+//! request, the partition, each batch by itself, then, one request at a time, the fence, the turn,
+//! and the append. The answer waits for the flush of all of them together.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailwater_kafka::wire::produce_request::{PartitionProduceData, ProduceRequestData};
+use tailwater_kafka::wire::produce_response::{
+    BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponseData, TopicProduceResponse,
+};
+use tailwater_kafka::wire::{ErrorCode, KafkaString, KafkaUuid};
+use tailwater_kafka::{BatchError, Limits, ProducerId, RecordBatch};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{Refused, find_partition};
+use crate::log::Log;
+use crate::producers::Refusal;
+use crate::storage::append::{NotTaken, Taken};
+use crate::storage::partition::{NotKept, Partition};
+use crate::topics::Topic;
+
+/// The part of the answer about one partition, as far as it is known.
+struct Part {
+    index: i32,
+    outcome: Result<Accepted, Refused>,
+    /// Records that are refused by themselves, by number.
+    record_errors: Vec<i32>,
+}
+
+enum Accepted {
+    /// Found valid, not yet appended.
+    Checked {
+        partition: Arc<Partition>,
+        batch: RecordBatch,
+    },
+    Taken(Taken),
+}
+
+struct TopicPart {
+    name: KafkaString,
+    id: KafkaUuid,
+    parts: Vec<Part>,
+}
+
+impl Log {
+    pub(super) async fn produce(&self, request: ProduceRequestData) -> ProduceResponseData {
+        let deadline = deadline(request.timeout_ms);
+        let mut topics = self.check(&request);
+        self.take(&mut topics).await;
+        let mut response = ProduceResponseData::default();
+        for topic in topics {
+            let mut answered =
+                TopicProduceResponse::default().with_name(topic.name).with_topic_id(topic.id);
+            for part in topic.parts {
+                answered.partition_responses.push(part.answer(request.acks, deadline).await);
+            }
+            response.responses.push(answered);
+        }
+        response
+    }
+
+    /// Everything that can be checked without a turn.
+    fn check(&self, request: &ProduceRequestData) -> Vec<TopicPart> {
+        let whole = self.check_request(request);
+        request
+            .topic_data
+            .iter()
+            .map(|data| {
+                let topic = whole.clone().and_then(|()| self.find_topic(&data.name, data.topic_id));
+                let parts = data
+                    .partition_data
+                    .iter()
+                    .map(|part| Part::check(part, &topic, request.acks))
+                    .collect();
+                TopicPart { name: data.name.clone(), id: data.topic_id, parts }
+            })
+            .collect()
+    }
+
+    fn check_request(&self, request: &ProduceRequestData) -> Result<(), Refused> {
+        if !(-1..=1).contains(&request.acks) {
+            return Err(ErrorCode::InvalidRequiredAcks.into());
+        }
+        if let Some(id) = &request.transactional_id
+            && self.producers.producer_of(id.as_str()).is_none()
+        {
+            return Err(ErrorCode::InvalidProducerIdMapping.into());
+        }
+        Ok(())
+    }
+
+    /// Appends what was found valid, in the order in which requests came.
+    async fn take(&self, topics: &mut [TopicPart]) {
+        let bytes: usize = topics
+            .iter()
+            .flat_map(|topic| &topic.parts)
+            .filter_map(|part| match &part.outcome {
+                Ok(Accepted::Checked { batch, .. }) => Some(batch.bytes().len()),
+                _ => None,
+            })
+            .sum();
+        if bytes == 0 {
+            return;
+        }
+        // Both wait first come first served, so no request overtakes another one.
+        let _turn = self.intake.lock().await;
+        let mut room = self.room_for(bytes).await;
+        for part in topics.iter_mut().flat_map(|topic| &mut topic.parts) {
+            let Ok(Accepted::Checked { partition, batch }) = &part.outcome else { continue };
+            let own = room.as_mut().and_then(|room| room.split(batch.bytes().len()));
+            part.outcome = self.append(partition, batch, own).map(Accepted::Taken);
+        }
+    }
+
+    /// Room for so many bytes; for all there is if they are more than that.
+    async fn room_for(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let most = self.shared.config.pending_bytes;
+        let wanted = u32::try_from(bytes.min(most)).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        Arc::clone(&self.room).acquire_many_owned(wanted).await.ok()
+    }
+
+    fn append(
+        &self,
+        partition: &Arc<Partition>,
+        batch: &RecordBatch,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Taken, Refused> {
+        let admission = if batch.producer_id() == ProducerId::NONE {
+            None
+        } else {
+            let fencing = self.producers.fencing();
+            Some(fencing.admit(batch.producer_id(), batch.producer_epoch())?)
+        };
+        let taken = partition.append(batch, room)?;
+        drop(admission);
+        if taken.schedule {
+            self.flusher.schedule(partition);
+        }
+        Ok(taken)
+    }
+}
+
+impl Part {
+    fn check(data: &PartitionProduceData, topic: &Result<Arc<Topic>, Refused>, acks: i16) -> Self {
+        let mut record_errors = Vec::new();
+        let outcome = topic.clone().and_then(|topic| {
+            let partition = find_partition(&topic, data.index)?;
+            partition.offsets()?;
+            if acks == -1 && topic.config.min_insync_replicas > 1 {
+                return Err(Refused::new(
+                    ErrorCode::NotEnoughReplicas,
+                    "min.insync.replicas is more than this one node",
+                ));
+            }
+            let batch = check_batch(data, &topic)?;
+            if topic.config.compact {
+                record_errors = records_without_key(&batch)?;
+                if !record_errors.is_empty() {
+                    return Err(Refused::new(
+                        ErrorCode::InvalidRecord,
+                        "a compacted topic takes only records with a key",
+                    ));
+                }
+            }
+            Ok(Accepted::Checked { partition: Arc::clone(partition), batch })
+        });
+        Self { index: data.index, outcome, record_errors }
+    }
+
+    async fn answer(self, acks: i16, deadline: Instant) -> PartitionProduceResponse {
+        let mut answer = PartitionProduceResponse::default()
+            .with_index(self.index)
+            .with_base_offset(-1)
+            .with_log_append_time_ms(-1)
+            .with_log_start_offset(-1);
+        let refused = match self.outcome {
+            Ok(Accepted::Taken(taken)) => {
+                answer.log_start_offset = taken.start.get();
+                answer.base_offset = taken.base.get();
+                if acks == 0 { None } else { flushed(taken, deadline).await.err() }
+            }
+            Ok(Accepted::Checked { .. }) => Some(ErrorCode::UnknownServerError.into()),
+            Err(refused) => Some(refused),
+        };
+        if let Some(refused) = refused {
+            answer.base_offset = -1;
+            answer.error_code = refused.code();
+            answer.error_message = refused.text();
+            answer.record_errors = self.record_errors.into_iter().map(record_error).collect();
+        }
+        answer
+    }
+}
+
+/// Waits until a batch is flushed. In the log it stays even if the time is up.
+async fn flushed(taken: Taken, deadline: Instant) -> Result<(), Refused> {
+    match tokio::time::timeout_at(deadline, taken.acknowledgement).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(NotKept::NoSpace(text)))) => {
+            Err(Refused::new(ErrorCode::KafkaStorageError, text))
+        }
+        Ok(Ok(Err(NotKept::Stopped(stopped)))) => Err(stopped.into()),
+        Ok(Err(_)) => Err(ErrorCode::NotLeaderOrFollower.into()),
+        Err(_) => Err(ErrorCode::RequestTimedOut.into()),
+    }
+}
+
+fn check_batch(data: &PartitionProduceData, topic: &Topic) -> Result<RecordBatch, Refused> {
+    let bytes = data.records.clone().unwrap_or_default();
+    let size = bytes.len();
+    if size > topic.config.max_message_bytes {
+        return Err(Refused::new(
+            ErrorCode::MessageTooLarge,
+            format!(
+                "a batch of {size} bytes, max.message.bytes of the topic is {}",
+                topic.config.max_message_bytes
+            ),
+        ));
+    }
+    let (batch, rest) = RecordBatch::parse(bytes)?
+        .ok_or_else(|| Refused::new(ErrorCode::CorruptMessage, "the batch is cut off"))?;
+    if !rest.is_empty() {
+        return Err(Refused::new(
+            ErrorCode::InvalidRecord,
+            "more than one batch for a partition in one request",
+        ));
+    }
+    batch.verify_crc()?;
+    if batch.is_control() {
+        return Err(Refused::new(ErrorCode::InvalidRecord, "control batches are the broker's"));
+    }
+    if batch.is_transactional() {
+        return Err(Refused::new(
+            ErrorCode::InvalidTxnState,
+            "this log has no transactions; write without them",
+        ));
+    }
+    if batch.is_log_append_time() {
+        return Err(Refused::new(ErrorCode::InvalidTimestamp, "the producer sets the timestamps"));
+    }
+    if batch.record_count() == 0 || batch.record_count() != batch.offset_count() {
+        return Err(Refused::new(
+            ErrorCode::InvalidRecord,
+            "record count and offsets of the batch do not agree",
+        ));
+    }
+    if batch.producer_id() != ProducerId::NONE
+        && (batch.producer_epoch().get() < 0 || batch.base_sequence().get() < 0)
+    {
+        return Err(Refused::new(
+            ErrorCode::InvalidRecord,
+            "a producer id without epoch or sequence",
+        ));
+    }
+    Ok(batch)
+}
+
+/// The numbers of the records without a key; reads the whole batch.
+fn records_without_key(batch: &RecordBatch) -> Result<Vec<i32>, Refused> {
+    let mut numbers = Vec::new();
+    for (number, record) in batch.records(Limits::default())?.enumerate() {
+        if record?.key.is_none() {
+            numbers.push(i32::try_from(number).unwrap_or(i32::MAX));
+        }
+    }
+    Ok(numbers)
+}
+
+fn record_error(number: i32) -> BatchIndexAndErrorMessage {
+    BatchIndexAndErrorMessage::default()
+        .with_batch_index(number)
+        .with_batch_index_error_message(Some("the record has no key".to_owned().into()))
+}
+
+fn deadline(timeout_ms: i32) -> Instant {
+    let timeout = u64::try_from(timeout_ms).unwrap_or(0);
+    #[expect(clippy::disallowed_methods, reason = "tokio's clock, which tests can pause")]
+    let now = Instant::now();
+    now + Duration::from_millis(timeout)
+}
+
+impl From<BatchError> for Refused {
+    fn from(error: BatchError) -> Self {
+        let code = match &error {
+            BatchError::Magic(_) => ErrorCode::UnsupportedForMessageFormat,
+            BatchError::UnknownCodec(_) => ErrorCode::UnsupportedCompressionType,
+            BatchError::TooLarge { .. } => ErrorCode::MessageTooLarge,
+            BatchError::Header(_)
+            | BatchError::Checksum { .. }
+            | BatchError::Decompress(_)
+            | BatchError::Compress(_)
+            | BatchError::Record { .. } => ErrorCode::CorruptMessage,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::StaleEpoch { .. } => ErrorCode::InvalidProducerEpoch,
+            Refusal::OutOfOrder { .. } => ErrorCode::OutOfOrderSequenceNumber,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<NotTaken> for Refused {
+    fn from(not_taken: NotTaken) -> Self {
+        match not_taken {
+            NotTaken::Stopped(stopped) => stopped.into(),
+            NotTaken::Refused(refusal) => refusal.into(),
+            NotTaken::Full => Self::new(ErrorCode::KafkaStorageError, not_taken.to_string()),
+        }
+    }
+}

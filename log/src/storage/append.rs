@@ -1,0 +1,103 @@
+//! Taking a batch: its turn, its offsets, its place in the queue. No IO.
+
+use bytes::BytesMut;
+use tailwater_kafka::{Offset, RecordBatch, place};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::producers::{ProducerBatch, Refusal, Verdict};
+use crate::storage::partition::{Acknowledgement, AwaitedAck, Online, Partition, Pending, Stopped};
+
+/// A batch that is taken, or was taken before.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// The offset of its first record.
+    pub(crate) base: Offset,
+    /// The first offset that the partition keeps.
+    pub(crate) start: Offset,
+    /// Told when it is flushed.
+    pub(crate) acknowledgement: Acknowledgement,
+    /// Whether the partition must now be handed to a flush thread.
+    pub(crate) schedule: bool,
+}
+
+/// Why a batch is not taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotTaken {
+    /// The partition serves nobody.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// It is not the producer's turn.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// There are no more offsets.
+    #[error("the partition has used up its offsets")]
+    Full,
+}
+
+impl Partition {
+    /// Takes a batch that was found valid; `room` is its part of the memory for waiting batches.
+    ///
+    /// A repetition is acknowledged like the first time: when the *first* is flushed.
+    ///
+    /// # Errors
+    /// If it is not taken; then nothing has changed.
+    pub(crate) fn append(
+        &self,
+        batch: &RecordBatch,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Taken, NotTaken> {
+        let tail_share = self.shared.tail_share();
+        let mut state = self.lock_state();
+        let online = state.online()?;
+        let producer = ProducerBatch::of(batch.header());
+        let verdict = match &producer {
+            Some(producer) => online.producers.check(producer)?,
+            None => Verdict::Append,
+        };
+        let (base, last) = match verdict {
+            Verdict::Duplicate { base, last } => (base, last),
+            Verdict::Append => {
+                let placed = place_at_end(batch, online).ok_or(NotTaken::Full)?;
+                let (base, last) = (placed.base_offset(), placed.last_offset());
+                if let Some(producer) = &producer {
+                    online.producers.record(
+                        producer,
+                        base,
+                        last,
+                        self.shared.config.clock.now_ms(),
+                    );
+                }
+                online.end = placed.next_offset();
+                online.tail.push(placed.clone(), tail_share);
+                online.pending.push_back(Pending { batch: placed, _room: room });
+                (base, last)
+            }
+        };
+        let acknowledgement = online.acknowledge(last);
+        let schedule = !online.pending.is_empty() && !online.scheduled;
+        online.scheduled |= schedule;
+        Ok(Taken { base, start: online.start, acknowledgement, schedule })
+    }
+}
+
+impl Online {
+    /// A receiver that is told when `last` is below the high watermark.
+    fn acknowledge(&mut self, last: Offset) -> Acknowledgement {
+        let (tell, told) = oneshot::channel();
+        if last < self.high_watermark {
+            // The receiver is in this function: it cannot be gone.
+            drop(tell.send(Ok(())));
+        } else {
+            self.acknowledgements.push(AwaitedAck { last, tell });
+        }
+        told
+    }
+}
+
+/// The batch with its offset and leader epoch set: in place where nobody shares its buffer.
+fn place_at_end(batch: &RecordBatch, online: &Online) -> Option<RecordBatch> {
+    online.end.checked_add(i64::from(batch.offset_count()))?;
+    let mut bytes = BytesMut::from(batch.bytes().clone());
+    place(&mut bytes, online.end, online.epochs.current()).ok()?;
+    RecordBatch::parse(bytes.freeze()).ok()?.map(|(placed, _)| placed)
+}

@@ -1,0 +1,196 @@
+//! The few file operations that carry a promise, behind a trait that tests can make fail.
+//!
+//! Only segment files go through it: they are where a full disk, a failed flush or a torn write
+//! decides between kept and lost. Small files (checkpoints, topic descriptions) are replaced whole
+//! by [`replace_file`], which either happened or did not.
+
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSlice, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::Error;
+
+/// Opens segment files.
+pub trait Disk: fmt::Debug + Send + Sync {
+    /// Makes an empty file, replacing one of that name.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens a file for reading and appending.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+}
+
+/// An open segment file. One writer at a time, any number of readers.
+pub trait DiskFile: fmt::Debug + Send + Sync {
+    /// The length in bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether there is nothing in it.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Reads at `position`; fewer bytes than asked for only at the end of the file.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize>;
+
+    /// Writes all parts one after the other from `position` on.
+    ///
+    /// # Errors
+    /// What the system says; some of the bytes may have been written.
+    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()>;
+
+    /// Makes everything written so far survive a power cut.
+    ///
+    /// # Errors
+    /// What the system says; it is then unknown what is on the disk.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Cuts the file to `length` bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn truncate(&self, length: u64) -> io::Result<()>;
+}
+
+/// The file system.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileSystem;
+
+impl Disk for FileSystem {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Arc::new(SystemFile(file)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        Ok(Arc::new(SystemFile(file)))
+    }
+}
+
+#[derive(Debug)]
+struct SystemFile(File);
+
+impl DiskFile for SystemFile {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_at(&self, mut buffer: &mut [u8], mut position: u64) -> io::Result<usize> {
+        let mut total = 0;
+        while !buffer.is_empty() {
+            match self.0.read_at(buffer, position) {
+                Ok(0) => break,
+                Ok(count) => {
+                    total += count;
+                    position += count as u64;
+                    buffer = &mut buffer[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(total)
+    }
+
+    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
+        // The cursor belongs to the one writer; readers use positioned reads.
+        let mut file = &self.0;
+        file.seek(SeekFrom::Start(position))?;
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            // The system takes at most 1,024 slices at once (IOV_MAX).
+            let at_once = rest.len().min(1024);
+            match file.write_vectored(&rest[..at_once]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.0.set_len(length)
+    }
+}
+
+/// Makes the names in a folder survive a power cut.
+pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("flush folder", path))
+}
+
+/// Replaces a file by `contents`, durably: after a crash it is the old one or the new one.
+pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    write_beside(path, contents, true)?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Replaces a file that can be made again from others: no flush, a checksum in it must tell.
+pub(crate) fn replace_cache_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
+    write_beside(path, contents, false)
+}
+
+fn write_beside(path: &Path, contents: &[u8], durable: bool) -> Result<(), Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let beside = Path::new(&name);
+    let written = File::create(beside)
+        .and_then(|mut file| {
+            file.write_all(contents)?;
+            if durable { file.sync_all() } else { Ok(()) }
+        })
+        .map_err(Error::io("write", beside))
+        .and_then(|()| fs::rename(beside, path).map_err(Error::io("replace", path)));
+    if written.is_err() {
+        // A half-written file takes space that a full disk needs; it is made anew each time.
+        drop(fs::remove_file(beside));
+    }
+    written
+}
+
+/// Removes a file; one that is not there is fine.
+pub(crate) fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a file whole; `None` if it is not there.
+pub(crate) fn read_if_exists(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    match fs::read(path) {
+        Ok(contents) => Ok(Some(contents)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}

@@ -1,0 +1,157 @@
+//! Finding records by time. Blocks: it may read from segments.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tailwater_kafka::{Limits, Offset, RecordBatch};
+
+use crate::Error;
+use crate::storage::disk::DiskFile;
+use crate::storage::index::IndexFile;
+use crate::storage::partition::{Offsets, Online, Partition};
+use crate::storage::read::{NotRead, ReadRequest, open_for_reading};
+use crate::storage::scan::{BatchScan, Scanned};
+use crate::storage::segment::{self, Kind};
+
+/// A record found by its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FoundRecord {
+    pub(crate) offset: Offset,
+    pub(crate) timestamp_ms: i64,
+}
+
+/// A segment in which the search goes on.
+enum Candidate {
+    Sealed { path: PathBuf, size: u64 },
+    Active { file: Arc<dyn DiskFile>, path: PathBuf, size: u64, position: u64 },
+}
+
+impl Partition {
+    /// The first readable record whose timestamp is at or after `timestamp_ms`.
+    ///
+    /// # Errors
+    /// If the partition has stopped, or does now because a segment is damaged.
+    pub(crate) fn first_at_or_after(
+        &self,
+        timestamp_ms: i64,
+    ) -> Result<Option<FoundRecord>, NotRead> {
+        let (candidates, offsets) = {
+            let mut state = self.lock_state();
+            let online = state.online()?;
+            (self.candidates(online, timestamp_ms), online.offsets())
+        };
+        for candidate in candidates {
+            match search(&candidate, timestamp_ms, offsets) {
+                Ok(Some(found)) => return Ok(Some(found)),
+                Ok(None) => {}
+                Err(error) => return Err(self.search_failed(offsets, error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The readable record with the greatest timestamp, the first of several.
+    ///
+    /// # Errors
+    /// As [`Partition::first_at_or_after`].
+    pub(crate) fn greatest_timestamp(&self) -> Result<Option<FoundRecord>, NotRead> {
+        let greatest = {
+            let mut state = self.lock_state();
+            let online = state.online()?;
+            let sealed = online.sealed.iter().map(|segment| segment.max_timestamp);
+            sealed.chain([online.active.index.max_timestamp()]).max()
+        };
+        match greatest {
+            Some(timestamp_ms) if timestamp_ms >= 0 => self.first_at_or_after(timestamp_ms),
+            _ => Ok(None),
+        }
+    }
+
+    fn candidates(&self, online: &Online, timestamp_ms: i64) -> Vec<Candidate> {
+        let sealed =
+            online.sealed.iter().filter(|segment| segment.max_timestamp >= timestamp_ms).map(
+                |segment| Candidate::Sealed {
+                    path: segment::path(&self.folder, segment.base, Kind::Log),
+                    size: segment.size,
+                },
+            );
+        let active =
+            (online.active.index.max_timestamp() >= timestamp_ms).then(|| Candidate::Active {
+                file: Arc::clone(&online.active.file),
+                path: online.active.path.clone(),
+                size: online.active.size,
+                position: online.active.index.position_of_time(timestamp_ms),
+            });
+        sealed.chain(active).collect()
+    }
+
+    fn search_failed(&self, offsets: Offsets, error: Error) -> NotRead {
+        let request = ReadRequest { from: offsets.start, max_bytes: 0, at_least_one: false };
+        self.read_failed(request, error)
+    }
+}
+
+fn search(
+    candidate: &Candidate,
+    timestamp_ms: i64,
+    offsets: Offsets,
+) -> Result<Option<FoundRecord>, Error> {
+    match candidate {
+        Candidate::Active { file, path, size, position } => {
+            search_from(&**file, path, (*position, *size), timestamp_ms, offsets)
+        }
+        Candidate::Sealed { path, size } => {
+            let file = open_for_reading(path)?;
+            let index = path.with_extension("index");
+            let position = match IndexFile::open(&index) {
+                Ok(found) => {
+                    found.position_of_time(timestamp_ms).map_err(Error::io("read", &index))?
+                }
+                // Without its index a segment is read from the front.
+                Err(_) => 0,
+            };
+            search_from(&*file, path, (position, *size), timestamp_ms, offsets)
+        }
+    }
+}
+
+fn search_from(
+    file: &dyn DiskFile,
+    path: &std::path::Path,
+    (position, size): (u64, u64),
+    timestamp_ms: i64,
+    offsets: Offsets,
+) -> Result<Option<FoundRecord>, Error> {
+    let mut scan = BatchScan::new(file, path, position, size).verified();
+    loop {
+        let at = scan.position();
+        let batch = match scan.next()? {
+            Scanned::End => return Ok(None),
+            Scanned::Invalid(problem) => return Err(Error::corrupt(path, at, problem)),
+            Scanned::Batch(batch) => batch,
+        };
+        if batch.base_offset() >= offsets.high_watermark {
+            return Ok(None);
+        }
+        if batch.max_timestamp() < timestamp_ms {
+            continue;
+        }
+        if let Some(found) = search_batch(&batch, timestamp_ms, offsets.start) {
+            return Ok(Some(found));
+        }
+    }
+}
+
+fn search_batch(batch: &RecordBatch, timestamp_ms: i64, start: Offset) -> Option<FoundRecord> {
+    let whole_batch =
+        FoundRecord { offset: batch.base_offset().max(start), timestamp_ms: batch.max_timestamp() };
+    // What a producer compressed in a way that cannot be undone is still at its batch's place.
+    let Ok(records) = batch.records(Limits::default()) else { return Some(whole_batch) };
+    for record in records {
+        let Ok(record) = record else { return Some(whole_batch) };
+        if record.timestamp_ms >= timestamp_ms && record.offset >= start {
+            return Some(FoundRecord { offset: record.offset, timestamp_ms: record.timestamp_ms });
+        }
+    }
+    None
+}

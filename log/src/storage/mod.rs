@@ -1,0 +1,30 @@
+//! A partition on disk: appended, flushed, read, recovered, trimmed. No protocol in here.
+//!
+//! A batch on its way through this module: [`append`] gives it its offset and its turn in the
+//! producer's sequence and puts it in the queue and in the [`tail`] cache; a flush thread
+//! ([`flusher`]) takes all that waits, writes it to the active [`segment`] and flushes it
+//! ([`flush`]); now it is below the high watermark, its producer is answered and readers ([`read`])
+//! see it. After a crash [`recovery`] finds out how much of that is on the disk, and [`open`] puts
+//! the partition together again.
+
+pub(crate) mod append;
+pub(crate) mod checkpoint;
+pub(crate) mod disk;
+pub(crate) mod epochs;
+mod flush;
+pub(crate) mod flusher;
+mod index;
+pub(crate) mod journal;
+pub(crate) mod lookup;
+mod open;
+pub(crate) mod partition;
+pub(crate) mod read;
+mod recovery;
+pub(crate) mod retention;
+mod scan;
+mod segment;
+mod tail;
+#[cfg(test)]
+mod testing;
+
+pub use disk::{Disk, DiskFile, FileSystem};

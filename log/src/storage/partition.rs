@@ -1,0 +1,264 @@
+//! One partition: its state in memory, and who may touch what.
+//!
+//! Two locks. [`Partition::state`] guards everything that requests look at; it is held for short,
+//! synchronous steps and never during IO. [`Partition::files`] is held by whoever changes files
+//! (a flush thread, retention, compaction, closing) for as long as that takes; it is always taken
+//! first. So appends and reads go on while a flush runs.
+//!
+//! Four offsets, none ever behind the one before it:
+//!
+//! | offset | moved by | promise |
+//! |---|---|---|
+//! | `start` | retention | records before it are gone |
+//! | `high_watermark` | a flush round, after the flush the policy asks for | acknowledged, readable |
+//! | `written_end` | a flush round, after the write | in the file |
+//! | `end` (log end offset) | append; back to `written_end` when a write fails | in memory |
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tailwater_kafka::{Offset, PartitionId, RecordBatch, TopicId};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+
+use crate::Config;
+use crate::producers::ProducerStates;
+use crate::storage::checkpoint::FlushedFile;
+use crate::storage::epochs::EpochHistory;
+use crate::storage::segment::{ActiveSegment, SealedSegment};
+use crate::storage::tail::TailCache;
+use crate::topic_config::TopicConfig;
+
+/// What all partitions of a node share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    /// How many partitions share [`Config::tail_bytes`].
+    pub(crate) partition_count: AtomicUsize,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config) -> Self {
+        Self { config, partition_count: AtomicUsize::new(0) }
+    }
+
+    /// A partition's share of the memory for recent batches.
+    pub(crate) fn tail_share(&self) -> usize {
+        self.config.tail_bytes / self.partition_count.load(Ordering::Relaxed).max(1)
+    }
+}
+
+/// Who a partition is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PartitionName {
+    pub(crate) topic: String,
+    pub(crate) topic_id: TopicId,
+    pub(crate) partition: PartitionId,
+}
+
+impl fmt::Display for PartitionName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.topic, self.partition)
+    }
+}
+
+/// Why a partition serves nobody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stopped {
+    /// Its files cannot be trusted: damage found, or a flush failed. Until a human acts.
+    #[error("{0}")]
+    Offline(String),
+    /// Its topic was deleted.
+    #[error("the topic was deleted")]
+    Deleted,
+    /// The node is stopping.
+    #[error("the log is closed")]
+    Closed,
+}
+
+/// Why a batch that was taken is not kept after all.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotKept {
+    /// No space; it was taken back as if it had never come.
+    #[error("{0}")]
+    NoSpace(String),
+    /// The partition stopped before the batch was flushed.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// Told when a batch is flushed, or is not going to be.
+pub(crate) type Acknowledgement = oneshot::Receiver<Result<(), NotKept>>;
+
+/// Where a partition stands. See the module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Offsets {
+    pub(crate) start: Offset,
+    pub(crate) high_watermark: Offset,
+    pub(crate) end: Offset,
+}
+
+/// A partition of a topic.
+#[derive(Debug)]
+pub(crate) struct Partition {
+    pub(crate) name: PartitionName,
+    pub(super) folder: PathBuf,
+    pub(super) topic: TopicConfig,
+    pub(super) shared: Arc<Shared>,
+    pub(super) state: Mutex<State>,
+    pub(super) files: Mutex<Files>,
+}
+
+/// What requests look at.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) condition: Condition,
+    /// Fetches that wait for more; each is woken once.
+    pub(super) waiting: Vec<Arc<Notify>>,
+}
+
+#[derive(Debug)]
+pub(super) enum Condition {
+    Online(Box<Online>),
+    Stopped { why: Stopped, offsets: Offsets, size: u64 },
+}
+
+/// A partition that serves.
+#[derive(Debug)]
+pub(super) struct Online {
+    /// Rising, without gaps between one's end and the next one's base.
+    pub(super) sealed: Vec<SealedSegment>,
+    pub(super) active: ActiveSegment,
+    pub(super) start: Offset,
+    pub(super) high_watermark: Offset,
+    pub(super) written_end: Offset,
+    pub(super) end: Offset,
+    pub(super) epochs: EpochHistory,
+    /// With everything up to `end`.
+    pub(super) producers: ProducerStates,
+    /// With everything up to `written_end`: what is left when the rest must be taken back.
+    pub(super) producers_written: ProducerStates,
+    /// From `written_end` to `end`.
+    pub(super) pending: VecDeque<Pending>,
+    pub(super) acknowledgements: Vec<AwaitedAck>,
+    pub(super) tail: TailCache,
+    /// Whether the partition stands in the flusher's queue or is being written.
+    pub(super) scheduled: bool,
+}
+
+/// A batch that waits to be written.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) batch: RecordBatch,
+    /// Its part of the node's memory for waiting batches, given back when it is written.
+    pub(super) _room: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Debug)]
+pub(super) struct AwaitedAck {
+    pub(super) last: Offset,
+    pub(super) tell: oneshot::Sender<Result<(), NotKept>>,
+}
+
+/// What belongs to whoever changes files.
+#[derive(Debug)]
+pub(super) struct Files {
+    /// `None` while the partition is stopped.
+    pub(super) flushed: Option<FlushedFile>,
+    /// Everything below is on the disk, flushed.
+    pub(super) flushed_end: Offset,
+}
+
+impl Online {
+    pub(super) fn offsets(&self) -> Offsets {
+        Offsets { start: self.start, high_watermark: self.high_watermark, end: self.end }
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.size).sum::<u64>() + self.active.size
+    }
+}
+
+impl State {
+    pub(super) fn online(&mut self) -> Result<&mut Online, Stopped> {
+        match &mut self.condition {
+            Condition::Online(online) => Ok(online),
+            Condition::Stopped { why, .. } => Err(why.clone()),
+        }
+    }
+
+    /// Wakes every fetch that waits: there is something to see.
+    pub(super) fn wake(&mut self) {
+        for waiting in self.waiting.drain(..) {
+            waiting.notify_one();
+        }
+    }
+}
+
+impl Partition {
+    /// Where the partition stands.
+    ///
+    /// # Errors
+    /// If it serves nobody.
+    pub(crate) fn offsets(&self) -> Result<Offsets, Stopped> {
+        self.lock_state().online().map(|online| online.offsets())
+    }
+
+    /// The leader epochs.
+    ///
+    /// # Errors
+    /// If it serves nobody.
+    pub(crate) fn epochs(&self) -> Result<EpochHistory, Stopped> {
+        self.lock_state().online().map(|online| online.epochs.clone())
+    }
+
+    /// Offsets, size in bytes, and why it is stopped if it is.
+    pub(crate) fn condition(&self) -> (Offsets, u64, Option<Stopped>) {
+        match &self.lock_state().condition {
+            Condition::Online(online) => (online.offsets(), online.size(), None),
+            Condition::Stopped { why, offsets, size } => (*offsets, *size, Some(why.clone())),
+        }
+    }
+
+    /// Has `waiting` notified at the next change that a reader can see.
+    pub(crate) fn wake_on_change(&self, waiting: &Arc<Notify>) {
+        self.lock_state().waiting.push(Arc::clone(waiting));
+    }
+
+    /// Takes back [`Partition::wake_on_change`].
+    pub(crate) fn stop_waking(&self, waiting: &Arc<Notify>) {
+        self.lock_state().waiting.retain(|other| !Arc::ptr_eq(other, waiting));
+    }
+
+    /// Serves nobody from now on: whoever waits is told why.
+    pub(super) fn stop(&self, why: Stopped) {
+        let mut state = self.lock_state();
+        let Condition::Online(online) = &mut state.condition else { return };
+        if let Stopped::Offline(reason) = &why {
+            tracing::error!(
+                topic = %self.name.topic,
+                partition = %self.name.partition,
+                reason,
+                "partition is offline"
+            );
+        }
+        for awaited in online.acknowledgements.drain(..) {
+            // The request may be gone; then nobody needs to know.
+            drop(awaited.tell.send(Err(why.clone().into())));
+        }
+        let (offsets, size) = (online.offsets(), online.size());
+        state.condition = Condition::Stopped { why, offsets, size };
+        state.wake();
+    }
+
+    pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// Locks even after a panic elsewhere: every step under these locks leaves whole state behind.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,285 @@
+//! Reading batches by offset: from memory at the tail, from the segments elsewhere.
+//!
+//! Whole batches only, as they were written; a reader that starts inside a batch gets all of it
+//! and skips (Kafka's contract). Below the high watermark only. What comes from a segment is
+//! compared with its checksum on the way, so damage shows up here and not at a reader far away;
+//! it takes the partition offline.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tailwater_kafka::{BatchHeader, HEADER_BYTES, Offset, RecordBatch};
+
+use crate::Error;
+use crate::storage::disk::DiskFile;
+use crate::storage::index::{INDEX_INTERVAL_BYTES, IndexFile};
+use crate::storage::partition::{Offsets, Online, Partition, Stopped};
+use crate::storage::segment::{self, Kind};
+
+/// What a reader asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadRequest {
+    /// The first offset wanted.
+    pub(crate) from: Offset,
+    /// Bytes of batches at most.
+    pub(crate) max_bytes: usize,
+    /// Give the first batch even if it alone is larger (KIP-74): no reader hangs on it.
+    pub(crate) at_least_one: bool,
+}
+
+/// What a reader gets.
+#[derive(Debug)]
+pub(crate) struct ReadBatches {
+    /// Whole batches, one after the other.
+    pub(crate) batches: Bytes,
+    /// Where the partition stood.
+    pub(crate) offsets: Offsets,
+}
+
+/// Why a reader gets nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotRead {
+    /// The partition serves nobody.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// Nothing is, or ever was, at this offset.
+    #[error("offset is outside of {} to {}", .0.start, .0.end)]
+    OutOfRange(Offsets),
+}
+
+/// Whether a read is done, or needs the disk.
+#[derive(Debug)]
+pub(crate) enum Read {
+    Done(ReadBatches),
+    /// To be finished by [`Partition::read_cold`], where blocking is allowed.
+    Cold(ColdRead),
+}
+
+/// A read that must go to a segment.
+#[derive(Debug)]
+pub(crate) struct ColdRead {
+    request: ReadRequest,
+    offsets: Offsets,
+    source: Source,
+}
+
+/// Where the batches of an offset are.
+#[derive(Debug)]
+pub(super) enum Source {
+    Sealed { base: Offset, end: Offset, size: u64, path: PathBuf },
+    Active { file: Arc<dyn DiskFile>, size: u64, path: PathBuf, position: u64 },
+}
+
+impl Partition {
+    /// Reads from memory, or says what to read from the disk.
+    ///
+    /// # Errors
+    /// If there is nothing to read from.
+    pub(crate) fn read(&self, request: ReadRequest) -> Result<Read, NotRead> {
+        let mut state = self.lock_state();
+        let online = state.online()?;
+        let offsets = online.offsets();
+        if request.from < offsets.start || request.from > offsets.end {
+            return Err(NotRead::OutOfRange(offsets));
+        }
+        if request.from >= offsets.high_watermark {
+            return Ok(Read::Done(ReadBatches { batches: Bytes::new(), offsets }));
+        }
+        let cached = online.tail.read(
+            request.from,
+            offsets.high_watermark,
+            request.max_bytes,
+            request.at_least_one,
+        );
+        if let Some(batches) = cached {
+            return Ok(Read::Done(ReadBatches { batches, offsets }));
+        }
+        let source = self.source_of(online, request.from);
+        Ok(Read::Cold(ColdRead { request, offsets, source }))
+    }
+
+    /// Finishes a read from the disk. Blocks.
+    ///
+    /// # Errors
+    /// If the partition has stopped, or does now because the segment is damaged.
+    pub(crate) fn read_cold(&self, mut cold: ColdRead) -> Result<ReadBatches, NotRead> {
+        loop {
+            let outcome = cold.run();
+            let batches = match outcome {
+                Ok(Some(batches)) => batches,
+                // The rest of this segment was compacted away: on to the next.
+                Ok(None) => match self.next_source(&cold)? {
+                    Some(next) => {
+                        cold = next;
+                        continue;
+                    }
+                    None => Bytes::new(),
+                },
+                Err(error) => return Err(self.read_failed(cold.request, error)),
+            };
+            return Ok(ReadBatches { batches, offsets: cold.offsets });
+        }
+    }
+
+    pub(super) fn source_of(&self, online: &Online, offset: Offset) -> Source {
+        let after = online.sealed.partition_point(|segment| segment.end <= offset);
+        match online.sealed.get(after) {
+            Some(sealed) => Source::Sealed {
+                base: sealed.base,
+                end: sealed.end,
+                size: sealed.size,
+                path: segment::path(&self.folder, sealed.base, Kind::Log),
+            },
+            None => Source::Active {
+                file: Arc::clone(&online.active.file),
+                size: online.active.size,
+                path: online.active.path.clone(),
+                position: online.active.index.position_of_offset(offset),
+            },
+        }
+    }
+
+    fn next_source(&self, cold: &ColdRead) -> Result<Option<ColdRead>, Stopped> {
+        let Source::Sealed { end, .. } = cold.source else { return Ok(None) };
+        let mut state = self.lock_state();
+        let online = state.online()?;
+        if end >= online.high_watermark {
+            return Ok(None);
+        }
+        let source = self.source_of(online, end);
+        Ok(Some(ColdRead {
+            request: ReadRequest { from: end, ..cold.request },
+            offsets: online.offsets(),
+            source,
+        }))
+    }
+
+    /// Retention may have removed the file under a reader; anything else is damage.
+    pub(super) fn read_failed(&self, request: ReadRequest, error: Error) -> NotRead {
+        match self.offsets() {
+            Err(stopped) => stopped.into(),
+            Ok(offsets) if request.from < offsets.start => NotRead::OutOfRange(offsets),
+            Ok(_) => {
+                let why = Stopped::Offline(error.full_text());
+                self.stop(why.clone());
+                why.into()
+            }
+        }
+    }
+}
+
+impl ColdRead {
+    /// `None` if the segment has nothing at or after the offset.
+    fn run(&self) -> Result<Option<Bytes>, Error> {
+        let (file, size, path, position) = match &self.source {
+            Source::Active { file, size, path, position } => {
+                (Arc::clone(file), *size, path, *position)
+            }
+            Source::Sealed { base, size, path, .. } => {
+                let file = open_for_reading(path)?;
+                let index = path.with_extension("index");
+                let position = match IndexFile::open(&index) {
+                    Ok(found) => found
+                        .position_of_offset(*base, self.request.from)
+                        .map_err(Error::io("read", &index))?,
+                    // Without its index a segment is read from the front.
+                    Err(_) => 0,
+                };
+                (file, *size, path, position)
+            }
+        };
+        let segment = OpenSegment { file: &*file, size, path };
+        match segment.find(position, self.request.from)? {
+            Some((position, first)) => {
+                segment.read_from(position, &first, &self.request, self.offsets).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+}
+
+/// Opens a sealed segment.
+pub(super) fn open_for_reading(path: &std::path::Path) -> Result<Arc<dyn DiskFile>, Error> {
+    use crate::storage::disk::{Disk, FileSystem};
+    FileSystem.open(path).map_err(Error::io("open", path))
+}
+
+struct OpenSegment<'a> {
+    file: &'a dyn DiskFile,
+    size: u64,
+    path: &'a std::path::Path,
+}
+
+impl OpenSegment<'_> {
+    /// Walks headers from `position` to the batch that holds `offset`, or the first one after it.
+    fn find(&self, position: u64, offset: Offset) -> Result<Option<(u64, BatchHeader)>, Error> {
+        let mut position = position;
+        // The batches up to the next index entry begin within this.
+        let mut window = Bytes::new();
+        let mut window_at = position;
+        while position < self.size {
+            let inside = usize::try_from(position - window_at).unwrap_or(usize::MAX);
+            if inside.saturating_add(HEADER_BYTES) > window.len() {
+                let wanted = usize::try_from(INDEX_INTERVAL_BYTES).unwrap_or(4096) + HEADER_BYTES;
+                window = self.bytes(position, wanted)?;
+                window_at = position;
+            }
+            let inside = usize::try_from(position - window_at).unwrap_or(usize::MAX);
+            let header = self.header(&window[inside..], position)?;
+            if header.last_offset() >= offset {
+                return Ok(Some((position, header)));
+            }
+            position += header.total_bytes() as u64;
+        }
+        Ok(None)
+    }
+
+    fn read_from(
+        &self,
+        position: u64,
+        first: &BatchHeader,
+        request: &ReadRequest,
+        offsets: Offsets,
+    ) -> Result<Bytes, Error> {
+        let wanted = if first.total_bytes() <= request.max_bytes {
+            request.max_bytes
+        } else if request.at_least_one {
+            first.total_bytes()
+        } else {
+            return Ok(Bytes::new());
+        };
+        let bytes = self.bytes(position, wanted)?;
+        let mut rest = bytes.clone();
+        loop {
+            let at = position + (bytes.len() - rest.len()) as u64;
+            let damaged = |error: tailwater_kafka::BatchError| {
+                Error::corrupt(self.path, at, error.to_string())
+            };
+            match RecordBatch::parse(rest.clone()).map_err(damaged)? {
+                Some((batch, after)) if batch.last_offset() < offsets.high_watermark => {
+                    batch.verify_crc().map_err(damaged)?;
+                    rest = after;
+                }
+                _ => break,
+            }
+        }
+        Ok(bytes.slice(..bytes.len() - rest.len()))
+    }
+
+    fn header(&self, bytes: &[u8], position: u64) -> Result<BatchHeader, Error> {
+        BatchHeader::parse(bytes)
+            .map_err(|error| Error::corrupt(self.path, position, error.to_string()))?
+            .ok_or_else(|| Error::corrupt(self.path, position, "a batch header is cut off"))
+    }
+
+    /// Up to `wanted` bytes, fewer only at the segment's end.
+    fn bytes(&self, position: u64, wanted: usize) -> Result<Bytes, Error> {
+        let left = usize::try_from(self.size - position).unwrap_or(usize::MAX);
+        let mut buffer = BytesMut::zeroed(wanted.min(left));
+        let read =
+            self.file.read_at(&mut buffer, position).map_err(Error::io("read", self.path))?;
+        buffer.truncate(read);
+        Ok(buffer.freeze())
+    }
+}

@@ -1,0 +1,191 @@
+//! Letting go of old segments, whole and from the front, and closing down.
+//!
+//! A segment goes when it is too old or the partition too large, it is below the high watermark,
+//! and no attached pipeline still needs it; when the node holds more than it may
+//! ([`Config::retention_limit`](crate::Config::retention_limit)), also if one does, but no more
+//! than brings it back under the limit. The new first offset is durable before a file is
+//! removed, so that a crash in between leaves nothing that looks like a lost segment.
+
+use std::time::Duration;
+
+use tailwater_kafka::Offset;
+
+use crate::Error;
+use crate::storage::checkpoint::PartitionDescription;
+use crate::storage::disk;
+use crate::storage::partition::{Files, Online, Partition, Stopped, lock};
+use crate::storage::segment::{self, Kind, SealedSegment};
+
+/// What keeps a partition from letting go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Nothing: no attached pipeline reads it.
+    Nothing,
+    /// Everything from this offset on is still needed.
+    From(Offset),
+}
+
+impl Hold {
+    fn allows(self, segment_end: Offset) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::From(needed) => segment_end <= needed,
+        }
+    }
+}
+
+impl Partition {
+    /// Removes what is no longer kept; returns how many bytes that freed. Blocks.
+    ///
+    /// `excess_bytes` is how much more the node holds than it may: so much goes despite `hold`.
+    ///
+    /// # Errors
+    /// The system's; what could not be removed stays readable until the next time.
+    pub(crate) fn enforce_retention(
+        &self,
+        now_ms: i64,
+        hold: Hold,
+        excess_bytes: u64,
+    ) -> Result<u64, Error> {
+        if !self.topic.delete {
+            return Ok(0);
+        }
+        let mut files = lock(&self.files);
+        let expire_before = self.topic.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
+        if self.active_is_expired(expire_before, hold, excess_bytes) {
+            self.roll(&mut files)?;
+        }
+        let (gone, start, description) = {
+            let mut state = self.lock_state();
+            let Ok(online) = state.online() else { return Ok(0) };
+            let count = self.expired_count(online, expire_before, hold, excess_bytes);
+            if count == 0 {
+                return Ok(0);
+            }
+            let start = online.sealed[count - 1].end;
+            (online.sealed[..count].to_vec(), start, self.description(online, start))
+        };
+        description.write(&self.folder)?;
+        if let Ok(online) = self.lock_state().online() {
+            online.start = online.start.max(start);
+            online.epochs = description.epochs;
+            online.sealed.drain(..gone.len());
+        }
+        tracing::info!(
+            topic = %self.name.topic,
+            partition = %self.name.partition,
+            segments = gone.len(),
+            log_start_offset = %start,
+            "removed segments past their retention"
+        );
+        self.remove(&gone)?;
+        drop(files);
+        Ok(gone.iter().map(|segment| segment.size).sum())
+    }
+
+    /// Writes and flushes what waits, leaves seals for a fast start, and serves nobody any more.
+    pub(crate) fn close(&self) {
+        let mut files = lock(&self.files);
+        while self.lock_state().online().is_ok_and(|online| !online.pending.is_empty()) {
+            self.round(&mut files);
+        }
+        match self.flush_written(&mut files) {
+            Ok(()) => self.seal_active(&mut files),
+            Err(error) => self.stop(Stopped::Offline(error.full_text())),
+        }
+        self.stop(Stopped::Closed);
+        files.flushed = None;
+    }
+
+    /// Serves nobody any more; what waits is given up. The files are the caller's to remove.
+    pub(crate) fn abandon(&self) {
+        let mut files = lock(&self.files);
+        self.stop(Stopped::Deleted);
+        files.flushed = None;
+    }
+
+    fn seal_active(&self, files: &mut Files) {
+        let sealable = match self.lock_state().online() {
+            Ok(online) => {
+                (online.active.clone(), online.written_end, online.producers_written.clone())
+            }
+            Err(_) => return,
+        };
+        let (active, end, producers) = sealable;
+        self.seal(&active, end, producers);
+        if let Some(flushed) = &mut files.flushed
+            && let Err(error) = flushed.sync()
+        {
+            tracing::warn!(error = %error.full_text(), "flush mark not flushed");
+        }
+    }
+
+    fn description(&self, online: &Online, start: Offset) -> PartitionDescription {
+        let mut epochs = online.epochs.clone();
+        epochs.forget_before(start);
+        PartitionDescription {
+            topic_id: self.name.topic_id,
+            partition: self.name.partition.get(),
+            start,
+            epochs,
+        }
+    }
+
+    /// Whether all of the active segment is too old: it is closed then, so that it can go too.
+    fn active_is_expired(&self, expire_before: Option<i64>, hold: Hold, excess_bytes: u64) -> bool {
+        let Some(before) = expire_before else { return false };
+        let mut state = self.lock_state();
+        let Ok(online) = state.online() else { return false };
+        online.active.size > 0
+            && online.written_end == online.high_watermark
+            && online.active.index.max_timestamp() < before
+            && (hold.allows(online.high_watermark) || excess_bytes > 0)
+    }
+
+    fn expired_count(
+        &self,
+        online: &Online,
+        expire_before: Option<i64>,
+        hold: Hold,
+        mut excess_bytes: u64,
+    ) -> usize {
+        let mut size = online.size();
+        let mut count = 0;
+        for segment in &online.sealed {
+            let too_old = expire_before.is_some_and(|before| segment.max_timestamp < before);
+            let too_large =
+                self.topic.retention_bytes.is_some_and(|kept| size - segment.size >= kept);
+            let readable = segment.end <= online.high_watermark;
+            if !(too_old || too_large) || !readable {
+                break;
+            }
+            if !hold.allows(segment.end) {
+                if excess_bytes == 0 {
+                    break;
+                }
+                tracing::warn!(
+                    topic = %self.name.topic,
+                    partition = %self.name.partition,
+                    offset = %segment.base,
+                    "retention_limit is reached: removing what a pipeline has not applied"
+                );
+            }
+            excess_bytes = excess_bytes.saturating_sub(segment.size);
+            size -= segment.size;
+            count += 1;
+        }
+        count
+    }
+
+    fn remove(&self, segments: &[SealedSegment]) -> Result<(), Error> {
+        for segment in segments {
+            disk::remove_file(&segment::path(&self.folder, segment.base, Kind::Log))?;
+            disk::remove_file(&segment::path(&self.folder, segment.base, Kind::Index))?;
+        }
+        Ok(())
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

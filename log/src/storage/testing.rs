@@ -1,0 +1,21 @@
+//! Batches for this crate's unit tests.
+
+use bytes::BytesMut;
+use tailwater_kafka::{BatchBuilder, BatchStamp, LeaderEpoch, Offset, RecordBatch, place};
+
+/// A batch of `count` records at `base`, record `n` with timestamp `1000 * n`.
+pub(crate) fn batch_at(base: i64, count: i64) -> RecordBatch {
+    stamped(base, count, BatchStamp::default())
+}
+
+/// A batch like [`batch_at`]'s, of a producer.
+pub(crate) fn stamped(base: i64, count: i64, stamp: BatchStamp) -> RecordBatch {
+    let mut builder = BatchBuilder::with_capacity(256);
+    for offset in base..base + count {
+        let value = format!("value {offset}");
+        builder.append(Some(&offset.to_be_bytes()), Some(&[value.as_bytes()]), 1000 * offset, &[]);
+    }
+    let mut bytes = BytesMut::from(builder.finish(stamp).unwrap());
+    place(&mut bytes, Offset::new(base), LeaderEpoch::new(0)).unwrap();
+    RecordBatch::parse(bytes.freeze()).unwrap().unwrap().0
+}
