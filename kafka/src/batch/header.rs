@@ -25,6 +25,7 @@ pub(super) const CONTROL_BIT: i16 = 1 << 5;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchHeader {
     base_offset: i64,
+    length: i32,
     total_bytes: usize,
     leader_epoch: i32,
     crc: u32,
@@ -52,7 +53,8 @@ impl BatchHeader {
         if magic != 2 {
             return Err(BatchError::Magic(magic));
         }
-        let total_bytes = usize::try_from(i32::from_be_bytes(field(header, 8)))
+        let length = i32::from_be_bytes(field(header, 8));
+        let total_bytes = usize::try_from(length)
             .ok()
             .and_then(|length| length.checked_add(UNCOUNTED_BYTES))
             .filter(|total| *total >= HEADER_BYTES)
@@ -74,6 +76,7 @@ impl BatchHeader {
         }
         Ok(Some(Self {
             base_offset,
+            length,
             total_bytes,
             leader_epoch: i32::from_be_bytes(field(header, 12)),
             crc: u32::from_be_bytes(field(header, 17)),
@@ -296,11 +299,9 @@ pub fn placement(
     base_offset: Offset,
     leader_epoch: LeaderEpoch,
 ) -> [u8; PLACEMENT_BYTES] {
-    let length = header.total_bytes - UNCOUNTED_BYTES;
-    let length = i32::try_from(length).expect("the header was decoded from an i32 length");
     let mut bytes = [0; PLACEMENT_BYTES];
     bytes[..8].copy_from_slice(&base_offset.get().to_be_bytes());
-    bytes[8..12].copy_from_slice(&length.to_be_bytes());
+    bytes[8..12].copy_from_slice(&header.length.to_be_bytes());
     bytes[12..].copy_from_slice(&leader_epoch.get().to_be_bytes());
     bytes
 }

@@ -7,7 +7,7 @@
 mod partition;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -227,7 +227,7 @@ impl Node for MemoryNode {
             }
             Request::DeleteTopics(request) => self.state().delete_topics(&request).into(),
             Request::InitProducerId(request) => self.state().init_producer_id(&request).into(),
-            other => panic!("the memory node does not advertise {:?}", other.api()),
+            other => unreachable!("the memory node does not advertise {:?}", other.api()),
         }
     }
 }
@@ -418,19 +418,17 @@ impl State {
             let result = CreatableTopicResult::default()
                 .with_name(topic.name.clone())
                 .with_configs(Some(Vec::new()));
-            let name = topic.name.as_str().to_owned();
             let partitions = usize::try_from(topic.num_partitions).unwrap_or(0);
-            let code = if self.topics.contains_key(&name) {
-                ErrorCode::TopicAlreadyExists
-            } else if partitions == 0 {
-                ErrorCode::InvalidPartitions
-            } else {
-                let partitions = std::iter::repeat_with(Partition::default);
-                let partitions =
-                    partitions.take(usize::try_from(topic.num_partitions).unwrap_or(0));
-                let id = KafkaUuid::from_uuid(uuid::Uuid::new_v4());
-                self.topics.insert(name, Topic { id, partitions: partitions.collect() });
-                ErrorCode::None
+            let code = match self.topics.entry(topic.name.as_str().to_owned()) {
+                Entry::Occupied(_) => ErrorCode::TopicAlreadyExists,
+                Entry::Vacant(_) if partitions == 0 => ErrorCode::InvalidPartitions,
+                Entry::Vacant(entry) => {
+                    let id = KafkaUuid::from_uuid(uuid::Uuid::new_v4());
+                    let empty = std::iter::repeat_with(Partition::default);
+                    let partitions = empty.take(partitions).collect();
+                    entry.insert(Topic { id, partitions });
+                    ErrorCode::None
+                }
             };
             let result = result.with_error_code(code.into());
             response.topics.push(if version < 5 { result.with_configs(None) } else { result });

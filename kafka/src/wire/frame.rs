@@ -36,6 +36,7 @@ pub struct RequestHeader {
 
 /// A request frame, as far as it can be understood.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made, never kept")]
 pub enum Decoded {
     /// A request.
     Request(RequestHeader, Request),

@@ -155,8 +155,7 @@ fn batches_are_slices_of_the_frame_and_leave_uncopied() {
 
     let frame = joined(&parts);
     let inside = frame.as_ptr_range();
-    let Decoded::Request(_, Request::Produce(decoded)) = decode_request(frame.clone()).unwrap()
-    else {
+    let Decoded::Request(_, Request::Produce(decoded)) = decode_request(frame).unwrap() else {
         panic!("another request")
     };
     let records = decoded.topic_data[0].partition_data[0].records.as_ref().unwrap();
