@@ -1,14 +1,21 @@
 //! From the log to the target database, exactly once, whole transactions at a time.
 //!
-//! The life of one change here: the reader brings record batches; `assemble` reads
-//! envelopes out of them and gives whole transactions, or parts of large ones; `plan` turns
+//! The life of one change here: the reader brings record batches; [`assemble`](Assembler) reads
+//! envelopes out of them and gives whole transactions, or parts of large ones; [`plan`] turns
 //! consecutive transactions into set-based steps with the same outcome; the loop executes them on
 //! a [`Target`] and commits them with the pipeline's [`Progress`] in one transaction of the target.
 
+mod assemble;
 mod error;
+mod plan;
 mod plan_types;
 mod target;
 
+pub use assemble::{
+    AssembleError, AssembleProblem, Assembler, Item, Mark, Part, PartBounds, Resume, SchemaUse,
+    Writer,
+};
 pub use error::TargetError;
+pub use plan::plan;
 pub use plan_types::{Change, RowImage, Step, Stretch, Table};
 pub use target::{ConflictPolicy, Progress, StepOutcome, Target, TargetConnector, TargetTable};

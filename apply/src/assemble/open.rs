@@ -1,0 +1,115 @@
+//! The transaction that has begun and not ended.
+
+use tailwater_change::{Ordinal, Place};
+use tailwater_kafka::Offset;
+
+use super::{Logged, Mark, Part, PartBounds};
+use crate::Change;
+
+/// An unfinished transaction: what is held of it, and how far it has come.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// Any place within it; only epoch and commit count.
+    transaction: Place,
+    snapshot: bool,
+    /// The last row seen, whether held or given away.
+    last: Option<Ordinal>,
+    from: Offset,
+    given: bool,
+    changes: Vec<Change>,
+    bytes: usize,
+    committed_at_us: Option<i64>,
+}
+
+impl Open {
+    pub(super) fn transaction(transaction: Place, from: Offset) -> Self {
+        Self {
+            transaction,
+            snapshot: false,
+            last: None,
+            from,
+            given: false,
+            changes: Vec::new(),
+            bytes: 0,
+            committed_at_us: None,
+        }
+    }
+
+    /// A snapshot's beginning is told at once: if it is voided, that is told too.
+    pub(super) fn snapshot(transaction: Place, from: Offset) -> Self {
+        Self { snapshot: true, given: true, ..Self::transaction(transaction, from) }
+    }
+
+    /// The transaction, at its first row.
+    pub(super) fn place(&self) -> Place {
+        Place { ordinal: Ordinal::ZERO, ..self.transaction }
+    }
+
+    pub(super) fn is_snapshot(&self) -> bool {
+        self.snapshot
+    }
+
+    pub(super) fn is_snapshot_at(&self, place: Place) -> bool {
+        self.snapshot && self.transaction.same_transaction(&place)
+    }
+
+    /// Whether this row has been seen.
+    pub(super) fn has(&self, place: Place) -> bool {
+        self.transaction.same_transaction(&place)
+            && self.last.is_some_and(|last| place.ordinal <= last)
+    }
+
+    /// Adds a row; `false`: it is there already.
+    pub(super) fn add(&mut self, row: Logged) -> bool {
+        if self.has(row.place) {
+            return false;
+        }
+        self.last = Some(row.place.ordinal);
+        self.committed_at(row.committed_at_us);
+        self.bytes += row.bytes;
+        self.changes.extend(row.change);
+        true
+    }
+
+    pub(super) fn committed_at(&mut self, committed_at_us: Option<i64>) {
+        self.committed_at_us = committed_at_us.or(self.committed_at_us);
+    }
+
+    pub(super) fn is_full(&self, bounds: PartBounds) -> bool {
+        self.changes.len() >= bounds.rows || self.bytes >= bounds.bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    pub(super) fn was_given(&self) -> bool {
+        self.given
+    }
+
+    /// How far one is with everything held now; `passed`: what was applied before.
+    pub(super) fn reached(&self, end: bool, passed: Place) -> Place {
+        if end {
+            return Place::end_of(self.transaction.epoch, self.transaction.commit);
+        }
+        match self.last {
+            Some(ordinal) => Place { ordinal, ..self.transaction },
+            None => passed,
+        }
+    }
+
+    /// Gives away what is held.
+    pub(super) fn give(&mut self, end: bool, mark: Mark) -> Part {
+        let first = !std::mem::replace(&mut self.given, true);
+        Part {
+            changes: std::mem::take(&mut self.changes),
+            bytes: std::mem::take(&mut self.bytes),
+            from: self.from,
+            first,
+            end,
+            snapshot: self.snapshot,
+            committed_at_us: self.committed_at_us,
+            mark,
+        }
+    }
+}
