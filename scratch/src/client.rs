@@ -75,6 +75,8 @@ fn mariadb(port: u16) -> Command {
         "--max-allowed-packet=1G",
         "--local-infile=1",
     ]);
+    // A statement that is lost must fail, not be sent again; a proxy must be able to read it.
+    command.args(["--skip-reconnect", "--skip-ssl"]);
     command.args(["-h", "127.0.0.1", "-u", "root", "-P", &port.to_string()]);
     command
 }

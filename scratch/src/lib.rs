@@ -2,7 +2,8 @@
 //!
 //! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
-//! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker.
+//! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker, and
+//! a [`Proxy`] stands for the network that fails.
 //!
 //! Invariants: a server listens on loopback only, ends with the process that started it, even when
 //! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
@@ -18,6 +19,7 @@ mod mysql;
 mod port;
 mod postgres;
 mod process;
+mod proxy;
 mod server;
 mod template;
 mod wait;
@@ -25,5 +27,6 @@ mod wait;
 pub use flavor::{Flavor, cache_dir, everything, sid_root};
 pub use kafka::Kafka;
 pub use port::free_port;
+pub use proxy::{Cut, Proxy};
 pub use server::Server;
 pub use wait::wait_until;

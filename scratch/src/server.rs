@@ -13,6 +13,7 @@ use crate::flavor::{Flavor, Programs};
 use crate::folder::Folder;
 use crate::port::free_port;
 use crate::process::{self, Process};
+use crate::proxy::Proxy;
 use crate::wait::wait_until;
 use crate::{mysql, postgres, template};
 
@@ -66,7 +67,16 @@ impl Server {
     /// URL of `database` for a superuser that needs no password.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        let port = self.port;
+        self.url_at(self.port, database)
+    }
+
+    /// The same URL through `proxy`.
+    #[must_use]
+    pub fn url_through(&self, proxy: &Proxy, database: &str) -> String {
+        self.url_at(proxy.port(), database)
+    }
+
+    fn url_at(&self, port: u16, database: &str) -> String {
         if self.flavor.is_postgres() {
             format!("postgres://postgres@127.0.0.1:{port}/{database}")
         } else {
@@ -117,6 +127,14 @@ impl Server {
     pub fn sql(&self, database: &str, sql: &str) -> Result<String> {
         let database = if database.is_empty() { self.any_database() } else { database };
         client::sql(self.flavor, self.port, database, sql)
+    }
+
+    /// Runs statements over a network that may fail.
+    ///
+    /// # Errors
+    /// As [`Server::sql`], or if the network fails.
+    pub fn sql_through(&self, proxy: &Proxy, database: &str, sql: &str) -> Result<String> {
+        client::sql(self.flavor, proxy.port(), database, sql)
     }
 
     /// All rows of all tables of `database`, sorted, as the database's own client prints them.

@@ -5,4 +5,6 @@ mod dump;
 #[cfg(test)]
 mod kafka;
 #[cfg(test)]
+mod proxy;
+#[cfg(test)]
 mod server;
