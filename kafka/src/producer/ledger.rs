@@ -7,7 +7,7 @@
 //!          front = oldest that is not settled
 //! ```
 //!
-//! Three rules keep each record in the log once and in order:
+//! Four rules keep each record in the log once and in order:
 //!
 //! 1. Only the first `max_in_flight` (at most 5) of the queue are ever on their way, so that
 //!    a broker, which remembers five batches, recognises each one it is sent again.
@@ -20,23 +20,22 @@
 //! 4. A sequence error is an error only of the oldest batch; of the others it says that an older
 //!    one was lost, and rule 2 sends both again.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::{Identity, PartitionHandle, ProducerConfig, RecordNumber};
+use super::{
+    Identity, PartitionHandle, ProducerConfig, RecordNumber,
+    partition::{Body, Judgement, Open, Partition, Status},
+};
 use crate::{
     batch::{BatchBuilder, BatchError, BatchStamp, Compression, HEADER_BYTES},
     client::Backoff,
-    error::{Disposition, Error, is_fenced},
+    error::{Disposition, Error},
     ids::{Sequence, TopicPartition},
     wire::ErrorCode,
 };
-
-/// Silence after which a broker may have forgotten a producer. Kafka's default is a day, in the
-/// oldest versions the retention of the topic.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// Buffer of a new batch: most are small when latency counts, and it grows where they are not.
 const FIRST_BUFFER_BYTES: usize = 4 << 10;
@@ -54,61 +53,6 @@ pub(super) struct Ledger {
     unacknowledged_bytes: usize,
     acknowledged_batches: u64,
     failed: Option<Arc<Error>>,
-}
-
-#[derive(Debug)]
-struct Partition {
-    name: TopicPartition,
-    open: Option<Open>,
-    queue: VecDeque<Batch>,
-    /// The sequence of the next batch to be sealed.
-    next_sequence: Sequence,
-    /// The last acknowledgement, unless an attempt has failed since.
-    proven_at: Option<Instant>,
-    /// Set by a failed attempt, until everything in flight is answered and the pause is over.
-    recovery: Option<Recovery>,
-    /// Pause after the next failed attempt.
-    next_pause: Duration,
-    /// What the last failed attempt said.
-    last_error: Option<Arc<Error>>,
-}
-
-#[derive(Debug)]
-struct Open {
-    builder: BatchBuilder,
-    first: RecordNumber,
-    /// Sealed when there is room in the queue, at the latest then.
-    seal_at: Instant,
-}
-
-#[derive(Debug)]
-struct Batch {
-    first: RecordNumber,
-    bytes: usize,
-    base_sequence: Sequence,
-    sealed_at: Instant,
-    body: Body,
-    status: Status,
-}
-
-/// Encoded when it is first sent, outside of the lock.
-#[derive(Debug)]
-enum Body {
-    Records(BatchBuilder),
-    Taken,
-    Encoded(Bytes),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Status {
-    Waiting,
-    InFlight,
-    Acknowledged,
-}
-
-#[derive(Debug)]
-struct Recovery {
-    resume_at: Instant,
 }
 
 /// A batch to be sent.
@@ -391,100 +335,199 @@ impl Ledger {
     }
 }
 
-enum Judgement {
-    Retry(Arc<Error>),
-    Fail(Arc<Error>),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{PartitionId, ProducerEpoch, ProducerId};
 
-impl Partition {
-    fn new(name: TopicPartition) -> Self {
-        Self {
-            name,
-            open: None,
-            queue: VecDeque::new(),
-            next_sequence: Sequence::ZERO,
-            proven_at: None,
-            recovery: None,
-            next_pause: Backoff::FIRST,
-            last_error: None,
+    const BATCH_BYTES: usize = 200;
+
+    /// A ledger with one partition, a clock that is moved by hand, and what is in flight.
+    struct Scenario {
+        ledger: Ledger,
+        to: PartitionHandle,
+        now: Instant,
+    }
+
+    impl Scenario {
+        fn new() -> Self {
+            let config = ProducerConfig { batch_bytes: BATCH_BYTES, ..ProducerConfig::default() };
+            let identity = Identity { id: ProducerId::new(7), epoch: ProducerEpoch::new(0) };
+            let mut ledger = Ledger::new(identity, &config);
+            let to = ledger.register(&TopicPartition::new("shop", PartitionId::new(0)));
+            Self { ledger, to, now: Instant::now() }
+        }
+
+        /// Appends `count` records, each of which fills a batch.
+        fn append(&mut self, count: usize) {
+            for _ in 0..count {
+                let value: &[&[u8]] = &[&[0; 100]];
+                self.ledger.append(self.now, self.to, (None, Some(value)), 1).unwrap();
+            }
+            self.ledger.flush(self.now);
+        }
+
+        /// Sends all that may be sent: the sequences.
+        fn send(&mut self) -> Vec<i32> {
+            let mut sent = Vec::new();
+            while let Some(index) = self.ledger.sendable(self.now).pop() {
+                let dispatch = self.ledger.dispatch(self.now, index).unwrap();
+                if let DispatchBody::Records(builder, stamp) = dispatch.body {
+                    let bytes = builder.finish(stamp);
+                    self.ledger.encoded(index, dispatch.base_sequence, bytes);
+                }
+                sent.push(dispatch.base_sequence.get());
+            }
+            sent
+        }
+
+        fn settle(&mut self, sequence: i32, outcome: Outcome) {
+            self.ledger.settle(self.now, self.to.0, Sequence::new(sequence), outcome);
+        }
+
+        fn acknowledge(&mut self, sequence: i32) {
+            self.settle(sequence, Outcome::Acknowledged);
+        }
+
+        fn refuse(&mut self, sequence: i32, code: ErrorCode) {
+            self.settle(sequence, Outcome::Refused(code, None));
+        }
+
+        fn below(&self) -> u64 {
+            self.ledger.acknowledged_below().get()
         }
     }
 
-    fn seal_if_due(&mut self, now: Instant, max_in_flight: usize) {
-        let due = self.open.as_ref().is_some_and(|open| open.seal_at <= now);
-        if due && self.queue.len() < max_in_flight {
-            self.seal(now);
-        }
+    /// A scenario that has sent sequences 1 to 5 of 0 to 7, 0 being acknowledged.
+    fn five_in_flight() -> Scenario {
+        let mut scenario = Scenario::new();
+        scenario.append(8);
+        assert_eq!(scenario.send(), [0]);
+        scenario.acknowledge(0);
+        assert_eq!(scenario.send(), [1, 2, 3, 4, 5]);
+        scenario
     }
 
-    fn seal(&mut self, now: Instant) {
-        let Some(Open { builder, first, .. }) = self.open.take() else {
-            return;
-        };
-        let base_sequence = self.next_sequence;
-        self.next_sequence = base_sequence.advance(builder.record_count());
-        self.queue.push_back(Batch {
-            first,
-            bytes: builder.size() - HEADER_BYTES,
-            base_sequence,
-            sealed_at: now,
-            body: Body::Records(builder),
-            status: Status::Waiting,
-        });
+    #[test]
+    fn the_first_batch_goes_alone_and_then_five() {
+        let mut scenario = five_in_flight();
+        assert_eq!(scenario.below(), 1);
+        scenario.acknowledge(1);
+        assert_eq!(scenario.send(), [6]);
     }
 
-    /// Which batch of the queue may be sent now.
-    fn next_to_send(&self, now: Instant, max_in_flight: usize) -> Option<usize> {
-        let in_flight = self.queue.iter().any(|batch| batch.status == Status::InFlight);
-        match &self.recovery {
-            Some(recovery) if in_flight || recovery.resume_at > now => return None,
-            Some(_) | None => {}
+    #[test]
+    fn a_lost_batch_is_sent_again_alone_once_all_are_answered() {
+        let mut scenario = five_in_flight();
+        scenario.refuse(1, ErrorCode::NotLeaderOrFollower);
+        assert!(scenario.send().is_empty());
+        for sequence in 2..=5 {
+            scenario.refuse(sequence, ErrorCode::OutOfOrderSequenceNumber);
         }
-        let proven = self.proven_at.is_some_and(|at| now < at + FORGOTTEN_AFTER);
-        let window = self.queue.iter().take(if proven { max_in_flight } else { 1 });
-        window.into_iter().position(|batch| batch.status == Status::Waiting)
+        assert!(scenario.send().is_empty(), "there is a pause");
+        scenario.now += Backoff::FIRST;
+        assert_eq!(scenario.send(), [1]);
+        scenario.acknowledge(1);
+        assert_eq!(scenario.send(), [2, 3, 4, 5, 6]);
+        assert!(scenario.ledger.failed().is_none());
     }
 
-    fn is_oldest(&self, base_sequence: Sequence) -> bool {
-        self.queue.front().is_some_and(|batch| batch.base_sequence == base_sequence)
+    #[test]
+    fn what_was_appended_behind_a_lost_answer_is_not_sent_again() {
+        let mut scenario = five_in_flight();
+        scenario.refuse(1, ErrorCode::RequestTimedOut);
+        for sequence in 2..=5 {
+            scenario.acknowledge(sequence);
+        }
+        assert_eq!(scenario.below(), 1);
+        scenario.now += Backoff::FIRST;
+        assert_eq!(scenario.send(), [1]);
+        scenario.refuse(1, ErrorCode::DuplicateSequenceNumber);
+        assert_eq!(scenario.below(), 6);
+        assert_eq!(scenario.send(), [6, 7]);
     }
 
-    fn batch(&mut self, base_sequence: Sequence) -> Option<&mut Batch> {
-        self.queue.iter_mut().find(|batch| batch.base_sequence == base_sequence)
+    #[test]
+    fn never_more_than_five_beyond_the_oldest_are_sent() {
+        let mut scenario = five_in_flight();
+        for sequence in 2..=5 {
+            scenario.acknowledge(sequence);
+        }
+        // The broker remembers five batches: 1 to 5. One more, and it would not know 1 again.
+        assert!(scenario.send().is_empty());
+        scenario.acknowledge(1);
+        assert_eq!(scenario.send(), [6, 7]);
     }
 
-    fn drop_acknowledged(&mut self) {
-        while self.queue.front().is_some_and(|batch| batch.status == Status::Acknowledged) {
-            self.queue.pop_front();
-        }
+    #[test]
+    fn a_sequence_error_of_the_oldest_batch_is_the_end() {
+        let mut scenario = five_in_flight();
+        scenario.refuse(1, ErrorCode::OutOfOrderSequenceNumber);
+        let failed = scenario.ledger.failed().unwrap();
+        assert!(matches!(**failed, Error::SequenceLost { .. }));
+        let value: &[&[u8]] = &[b"more"];
+        let more = scenario.ledger.append(scenario.now, scenario.to, (None, Some(value)), 1);
+        assert!(matches!(more, Err(Error::ProducerFailed(_))));
     }
 
-    fn recover(&mut self, now: Instant, error: Arc<Error>) {
-        self.last_error = Some(error);
-        self.proven_at = None;
-        // One pause for all batches that were in flight together.
-        if self.recovery.is_none() {
-            self.recovery = Some(Recovery { resume_at: now + self.next_pause });
-            self.next_pause = (self.next_pause * 2).min(Backoff::LONGEST);
+    #[test]
+    fn while_the_queue_is_full_the_open_batch_grows() {
+        let mut scenario = five_in_flight();
+        scenario.append(1);
+        let value: &[&[u8]] = &[b""];
+        for _ in 0..2 {
+            scenario.ledger.append(scenario.now, scenario.to, (None, Some(value)), 1).unwrap();
+            scenario.ledger.flush(scenario.now);
+            assert!(scenario.send().is_empty());
         }
+        for sequence in 1..=7 {
+            scenario.acknowledge(sequence);
+            scenario.send();
+        }
+        // One batch of three records, not three batches.
+        scenario.acknowledge(8);
+        assert_eq!(scenario.below(), 11);
+        assert!(scenario.ledger.is_drained());
+        assert_eq!(scenario.ledger.unacknowledged_bytes(), 0);
     }
 
-    fn judge(&self, code: ErrorCode, message: Option<String>, is_oldest: bool) -> Judgement {
-        let partition = self.name.clone();
-        if is_fenced(code) {
-            let partition = partition.to_string();
-            return Judgement::Fail(Arc::new(Error::Fenced { partition, code }));
+    #[test]
+    fn after_a_long_silence_the_first_goes_alone_again() {
+        let mut scenario = five_in_flight();
+        for sequence in 1..=7 {
+            scenario.acknowledge(sequence);
+            scenario.send();
         }
-        if matches!(code, ErrorCode::OutOfOrderSequenceNumber | ErrorCode::UnknownProducerId) {
-            let error = Arc::new(Error::SequenceLost { partition, code });
-            return if is_oldest { Judgement::Fail(error) } else { Judgement::Retry(error) };
-        }
-        let operation = format!("produce to {partition}");
-        let error = Arc::new(Error::Broker { operation, code, message });
-        if error.disposition() == Disposition::Retry {
-            Judgement::Retry(error)
-        } else {
-            Judgement::Fail(error)
-        }
+        scenario.now += Duration::from_secs(3600);
+        scenario.append(3);
+        assert_eq!(scenario.send(), [8]);
+        scenario.acknowledge(8);
+        assert_eq!(scenario.send(), [9, 10]);
+    }
+
+    #[test]
+    fn an_open_batch_of_another_partition_holds_back_what_is_acknowledged() {
+        let mut scenario = Scenario::new();
+        let other = scenario.ledger.register(&TopicPartition::new("shop", PartitionId::new(1)));
+        let value: &[&[u8]] = &[b"open"];
+        scenario.ledger.append(scenario.now, other, (None, Some(value)), 1).unwrap();
+        let first = scenario.to;
+        scenario.ledger.append(scenario.now, first, (None, Some(value)), 1).unwrap();
+        scenario.ledger.flush(scenario.now);
+        assert_eq!(scenario.send().len(), 2);
+        scenario.acknowledge(0);
+        assert_eq!(scenario.below(), 0);
+        scenario.ledger.settle(scenario.now, other.0, Sequence::ZERO, Outcome::Acknowledged);
+        assert_eq!(scenario.below(), 2);
+    }
+
+    #[test]
+    fn an_overdue_batch_fails_the_producer() {
+        let mut scenario = five_in_flight();
+        scenario.refuse(1, ErrorCode::NotEnoughReplicas);
+        scenario.now += ProducerConfig::default().delivery_timeout;
+        assert_eq!(scenario.ledger.next_alarm(scenario.now), None);
+        let failed = scenario.ledger.failed().unwrap();
+        assert!(matches!(**failed, Error::DeliveryTimeout { source: Some(_), .. }));
     }
 }

@@ -14,6 +14,7 @@
 //! the log then ends, on each partition, with a prefix of what was appended.
 
 mod ledger;
+mod partition;
 mod sender;
 
 use std::{

@@ -36,9 +36,6 @@ use crate::{
 /// Bytes of batches in one request, far below the 100 MiB that brokers take.
 const REQUEST_BYTES: usize = 8 << 20;
 
-/// How long a broker may wait for its replicas; below the request timeout, so that it answers.
-const ACKS_TIMEOUT_MS: i32 = 15_000;
-
 /// All in-sync replicas.
 const ACKS_ALL: i16 = -1;
 
@@ -47,7 +44,10 @@ pub(super) async fn run(
     shared: Arc<Shared>,
     publish: watch::Sender<Acknowledged>,
 ) {
+    // How long a broker may wait for its replicas: less than we wait for it, so that it answers.
+    let acks_timeout = cluster.settings.request_timeout / 2;
     let mut sender = Sender {
+        acks_timeout_ms: i32::try_from(acks_timeout.as_millis()).unwrap_or(i32::MAX),
         shared,
         publish,
         connections: Arc::new(Mutex::new(Connections::new(cluster))),
@@ -71,6 +71,7 @@ pub(super) async fn run(
 }
 
 struct Sender {
+    acks_timeout_ms: i32,
     shared: Arc<Shared>,
     publish: watch::Sender<Acknowledged>,
     connections: Arc<Mutex<Connections>>,
@@ -171,7 +172,7 @@ impl Sender {
 
     fn send_round(&mut self, now: Instant, connection: Connection, indexes: &[usize]) {
         let mut request =
-            ProduceRequestData::default().with_acks(ACKS_ALL).with_timeout_ms(ACKS_TIMEOUT_MS);
+            ProduceRequestData::default().with_acks(ACKS_ALL).with_timeout_ms(self.acks_timeout_ms);
         let mut batches = Vec::new();
         let mut bytes = 0;
         for index in indexes {

@@ -83,6 +83,7 @@ struct State {
     committed: HashMap<(String, TopicPartition), i64>,
     faults: Faults,
     produce_requests: u64,
+    fetch_requests: u64,
 }
 
 struct Topic {
@@ -137,6 +138,7 @@ impl MemoryNode {
             committed: HashMap::new(),
             faults: Box::new(|_| ProduceFault::None),
             produce_requests: 0,
+            fetch_requests: 0,
         };
         Self { state: Mutex::new(state), appended: Notify::new(), apis }
     }
@@ -166,6 +168,12 @@ impl MemoryNode {
         self.state().produce_requests
     }
 
+    /// Fetch requests so far.
+    #[must_use]
+    pub fn fetch_requests(&self) -> u64 {
+        self.state().fetch_requests
+    }
+
     /// Forgets the records below `offset`, as retention does.
     pub fn expire(&self, of: &TopicPartition, offset: Offset) {
         if let Some(partition) = self.state().partition(&of.topic, of.partition.get()) {
@@ -178,6 +186,7 @@ impl MemoryNode {
     }
 
     async fn fetch(&self, request: FetchRequestData) -> FetchResponseData {
+        self.state().fetch_requests += 1;
         let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0));
         let deadline = tokio::time::Instant::now() + wait;
         loop {

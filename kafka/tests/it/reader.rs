@@ -107,3 +107,23 @@ async fn a_topic_that_never_comes_is_an_error_after_the_retry_timeout() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn fetches_one_ahead_and_no_more() {
+    over_both(async |harness| {
+        let (client, _producer) = filled(harness, 500).await;
+        let mut config = ReaderConfig::new(at("shop", 0), Offset::ZERO);
+        config.max_bytes = 1;
+        let mut reader = client.reader(config);
+        for taken in 1..=20_u64 {
+            reader.next().await.unwrap();
+            // The next one is fetched while we work; then nothing until we take it.
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            let fetches = harness.node.fetch_requests();
+            assert!((taken..=taken + 1).contains(&fetches), "{fetches} fetches for {taken} taken");
+        }
+    })
+    .await;
+}
