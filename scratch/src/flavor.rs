@@ -119,7 +119,7 @@ set -e
 root=$1; folder=$2; user=$3; shift 3
 mount --rbind /dev "$root/dev"
 mount --rbind /proc "$root/proc"
-mount --bind "$folder" "$root/srv"
+mount --rbind "$folder" "$root/srv"
 exec chroot --userspec="$user" --groups= "$root" "$@"
 "#;
 
@@ -169,8 +169,6 @@ impl Programs {
 
     /// A command that runs `program` of this flavor as its user on `folder`.
     pub(crate) fn command(&self, program: &str, folder: &Path) -> Command {
-        use std::os::unix::process::CommandExt;
-
         let path = Path::new(self.flavor.bin_dir()).join(program);
         let mut command = match (&self.chroot, self.user) {
             (Some(root), user) => {
@@ -180,9 +178,11 @@ impl Programs {
                 command.arg(root).arg(folder).arg(format!("{uid}:{gid}")).arg(path);
                 command
             }
+            // Not `Command::uid`: a small disk is mounted as root before this runs.
             (None, Some((uid, gid))) => {
-                let mut command = Command::new(path);
-                command.uid(uid).gid(gid).current_dir("/");
+                let mut command = Command::new("setpriv");
+                command.arg(format!("--reuid={uid}")).arg(format!("--regid={gid}"));
+                command.arg("--clear-groups").arg(path).current_dir("/");
                 command
             }
             (None, None) => Command::new(path),

@@ -3,7 +3,7 @@
 //! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
 //! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker, and
-//! a [`Proxy`] stands for the network that fails.
+//! a [`Proxy`] and a [`SmallDisk`] are the network that fails and the disk that is full.
 //!
 //! Invariants: a server listens on loopback only, ends with the process that started it, even when
 //! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
@@ -12,6 +12,7 @@
 //! process (which tests rely on), not that of the machine.
 
 mod client;
+mod disk;
 mod flavor;
 mod folder;
 mod kafka;
@@ -24,6 +25,7 @@ mod server;
 mod template;
 mod wait;
 
+pub use disk::SmallDisk;
 pub use flavor::{Flavor, cache_dir, everything, sid_root};
 pub use kafka::Kafka;
 pub use port::free_port;

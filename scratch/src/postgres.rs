@@ -68,9 +68,11 @@ pub(crate) fn server(programs: &Programs, folder: &Path) -> Command {
     command
 }
 
-/// Whether the server with process id `pid` takes connections: it says so in its pid file.
-pub(crate) fn ready(folder: &Path, pid: u32) -> bool {
-    let text = fs::read_to_string(folder.join("data/postmaster.pid")).unwrap_or_default();
+/// Whether the server with process id `pid` takes connections: it says so in its pid file, which
+/// lies in `data` as that process sees it.
+pub(crate) fn ready(data: &str, pid: u32) -> bool {
+    let path = format!("/proc/{pid}/root{data}/postmaster.pid");
+    let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     lines.first() == Some(&pid.to_string().as_str()) && lines.get(7) == Some(&"ready")
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::client;
+use crate::disk::SmallDisk;
 use crate::flavor::{Flavor, Programs};
 use crate::folder::Folder;
 use crate::port::free_port;
@@ -29,6 +30,8 @@ pub struct Server {
     port: u16,
     process: Option<Process>,
     folder: Folder,
+    /// The data folder's own disk, if it has one.
+    disk: Option<SmallDisk>,
 }
 
 impl Server {
@@ -50,7 +53,26 @@ impl Server {
     pub fn start_with(flavor: Flavor, settings: &[(&str, &str)]) -> Result<Server> {
         let mut server = Server::prepare(flavor, settings)
             .with_context(|| format!("prepare a scratch {flavor}"))?;
-        server.resume_process()?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    /// Starts a server whose data lies on a disk of `bytes`, for [`Server::fill_disk`].
+    ///
+    /// The disk goes with the process: this server cannot start again. See
+    /// [`SmallDisk::available`].
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn start_on_small_disk(
+        flavor: Flavor,
+        bytes: u64,
+        settings: &[(&str, &str)],
+    ) -> Result<Server> {
+        let mut server = Server::prepare(flavor, settings)
+            .with_context(|| format!("prepare a scratch {flavor}"))?;
+        server.disk = Some(SmallDisk::new(&server.folder.path().join("data"), bytes));
+        server.launch()?;
         Ok(server)
     }
 
@@ -168,7 +190,10 @@ impl Server {
         if self.process.is_some() {
             bail!("{} runs already", self.flavor);
         }
-        self.resume_process()
+        if self.disk.is_some() {
+            bail!("the small disk of {} went with its process", self.flavor);
+        }
+        self.launch()
     }
 
     /// Shuts it down in order.
@@ -205,7 +230,7 @@ impl Server {
     /// # Errors
     /// If it does not run.
     pub fn pause(&self) -> Result<()> {
-        self.process.as_ref().context("the server does not run")?.signal_all("STOP")
+        self.process()?.signal_all("STOP")
     }
 
     /// Ends [`Server::pause`].
@@ -213,7 +238,23 @@ impl Server {
     /// # Errors
     /// If it does not run.
     pub fn resume(&self) -> Result<()> {
-        self.process.as_ref().context("the server does not run")?.signal_all("CONT")
+        self.process()?.signal_all("CONT")
+    }
+
+    /// Leaves no space on its disk; for a server from [`Server::start_on_small_disk`].
+    ///
+    /// # Errors
+    /// If it does not run, or has no disk of its own.
+    pub fn fill_disk(&self) -> Result<()> {
+        self.disk.as_ref().context("the server has no small disk")?.fill(self.process()?.id())
+    }
+
+    /// Ends [`Server::fill_disk`].
+    ///
+    /// # Errors
+    /// As [`Server::fill_disk`].
+    pub fn free_disk(&self) -> Result<()> {
+        self.disk.as_ref().context("the server has no small disk")?.free(self.process()?.id())
     }
 
     /// Waits until it ends by itself, as in `xtask db up`.
@@ -252,17 +293,22 @@ impl Server {
         } else {
             mysql::configure(flavor, &programs, folder.path(), port, settings)?;
         }
-        Ok(Server { flavor, programs, port, process: None, folder })
+        Ok(Server { flavor, programs, port, process: None, folder, disk: None })
     }
 
     /// Starts the process and waits until it takes connections.
-    fn resume_process(&mut self) -> Result<()> {
+    fn launch(&mut self) -> Result<()> {
         let folder = self.folder.path();
         let command = if self.flavor.is_postgres() {
             postgres::server(&self.programs, folder)
         } else {
             mysql::server(self.flavor, &self.programs, folder)
         };
+        let command = match &self.disk {
+            Some(disk) => disk.wrap(&command),
+            None => command,
+        };
+        let data = self.programs.seen(folder, "data");
         let process = Process::spawn(command, &self.folder, &folder.join("server.log"))?;
         let pid = process.id();
         let process = self.process.insert(process);
@@ -271,13 +317,17 @@ impl Server {
                 bail!("it ended with {status}");
             }
             let ready = if self.flavor.is_postgres() {
-                postgres::ready(self.folder.path(), pid)
+                postgres::ready(&data, pid)
             } else {
                 mysql::ready(self.port)
             };
             Ok(ready.then_some(()))
         });
         up.with_context(|| format!("start {}; end of its log:\n{}", self.flavor, self.log_end()))
+    }
+
+    fn process(&self) -> Result<&Process> {
+        self.process.as_ref().with_context(|| format!("{} does not run", self.flavor))
     }
 
     fn take_process(&mut self) -> Result<Process> {

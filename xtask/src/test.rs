@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tailwater_scratch::{Flavor, Kafka};
+use tailwater_scratch::{Flavor, Kafka, SmallDisk};
 
 use crate::{setup, shell};
 
@@ -54,6 +54,9 @@ fn gaps() -> Vec<(String, String)> {
         .collect();
     if let Err(reason) = Kafka::available() {
         gaps.push(("kafka".to_owned(), reason));
+    }
+    if let Err(reason) = SmallDisk::available() {
+        gaps.push(("full disks".to_owned(), reason));
     }
     if shell::find("kcat").is_none() {
         gaps.push(("kcat".to_owned(), "not installed".to_owned()));

@@ -1,6 +1,8 @@
 //! Scratch servers do what tests rely on: every flavor, start to end.
 
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod dump;
 #[cfg(test)]
 mod kafka;
