@@ -177,6 +177,11 @@ impl Server {
         self.config.get_password()
     }
 
+    /// The server options that the URL gives.
+    pub(crate) fn options(&self) -> Option<&str> {
+        self.config.get_options()
+    }
+
     /// Host and port, for messages.
     pub(crate) fn address(&self) -> String {
         match self.config.get_hosts().first() {

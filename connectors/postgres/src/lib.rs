@@ -7,5 +7,8 @@
 
 mod catalog;
 mod connect;
+mod reader;
+pub mod source;
+pub mod target;
 mod tls;
 mod types;

@@ -46,13 +46,25 @@ impl From<TargetError> for Failure {
     }
 }
 
-/// What the server said, without the values: `DETAIL` names them.
+/// What the server said, without the values: `DETAIL` names them, and class 22's messages do.
 pub(super) fn said(error: &DbError) -> String {
-    let mut text = format!("{} ({})", error.message(), error.code().code());
+    let code = error.code().code();
+    let message = match code {
+        "22001" => "a value is too long for its column",
+        "22003" | "22008" => "a value is out of its column's range",
+        "22P02" | "22007" | "22P03" => "a value is none of its column's type",
+        "22021" | "22P05" => "a character that the target's encoding does not have",
+        _ if code.starts_with("22") => "a value that its column's type does not hold",
+        _ => error.message(),
+    };
+    let mut text = format!("{message} ({code})");
     for (what, name) in [("column", error.column()), ("constraint", error.constraint())] {
         let Some(name) = name else { continue };
         if !text.contains(name) {
-            text.push_str(&format!(", {what} {name}"));
+            text.push_str(", ");
+        text.push_str(what);
+        text.push(' ');
+        text.push_str(name);
         }
     }
     text
