@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     batch::BatchError,
-    ids::{Offset, TopicPartition},
+    ids::{Offset, TopicId, TopicPartition},
     wire::{ApiKey, ErrorCode, WireError},
 };
 
@@ -110,6 +110,32 @@ pub enum Error {
         /// What it has.
         actual: i32,
     },
+    /// The topic was deleted and created anew while it was in use.
+    #[error(
+        "topic {topic:?} was created anew (its id was {before}, now it is {now}): \
+         what it held is gone"
+    )]
+    TopicRecreated {
+        /// Its name.
+        topic: String,
+        /// What its id was.
+        before: TopicId,
+        /// What its id is.
+        now: TopicId,
+    },
+    /// A batch was acknowledged at an offset that older ones had taken.
+    #[error(
+        "{partition} put a batch at offset {actual}, where it had acknowledged all below \
+         {expected}: the topic was created anew, or its log has lost records"
+    )]
+    LogShrunk {
+        /// The partition.
+        partition: TopicPartition,
+        /// The end of what was acknowledged.
+        expected: Offset,
+        /// Where the batch is said to be.
+        actual: Offset,
+    },
     /// A newer producer with the same transactional id has taken over.
     #[error("producer of {partition} is fenced ({code:?}): another instance has taken over")]
     Fenced {
@@ -203,6 +229,8 @@ impl Error {
             Self::Fenced { .. } => Disposition::Fenced,
             Self::NoCommonVersion { .. }
             | Self::PartitionCount { .. }
+            | Self::TopicRecreated { .. }
+            | Self::LogShrunk { .. }
             | Self::RecordTooLarge { .. }
             | Self::OffsetOutOfRange { .. }
             | Self::CorruptBatch { .. } => Disposition::Operator,

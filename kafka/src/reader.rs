@@ -19,7 +19,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     batch::{BatchError, RecordBatch},
-    client::{Backoff, Cluster, Connections},
+    client::{Backoff, Cluster, Connections, Pinned},
     error::Error,
     ids::{Offset, PartitionId, TopicPartition},
     transport::Connection,
@@ -91,6 +91,7 @@ impl PartitionReader {
             of: TopicPartition::new(config.topic.clone(), config.partition),
             connections: Connections::new(cluster),
             leader: None,
+            topic: Pinned::default(),
             position,
             high_watermark: Arc::clone(&high_watermark),
             config,
@@ -139,6 +140,7 @@ struct Fetcher {
     config: ReaderConfig,
     connections: Connections,
     leader: Option<Connection>,
+    topic: Pinned,
     position: Offset,
     high_watermark: Arc<AtomicI64>,
 }
@@ -175,7 +177,10 @@ impl Fetcher {
     async fn fetch(&mut self) -> Result<Option<Fetched>, Error> {
         let leader = match self.leader.take().filter(|leader| !leader.is_closed()) {
             Some(leader) => leader,
-            None => self.connections.leader(&self.of).await?.connection,
+            None => {
+                let route = self.connections.leader(&self.of).await?;
+                self.topic.check(&self.of, route)?.connection
+            }
         };
         let leader = self.leader.insert(leader);
         let response: FetchResponseData = leader.call(self.config.request(self.position)).await?;

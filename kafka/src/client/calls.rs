@@ -2,11 +2,11 @@
 
 use super::{
     Client, OffsetAt, TopicInfo, TopicSpec,
-    cluster::{Backoff, CoordinatorOf, find_topic, is_unknown_topic, left_out},
+    cluster::{Backoff, CoordinatorOf, find_topic, is_unknown_topic, left_out, topic_id},
 };
 use crate::{
     error::{Error, is_fenced},
-    ids::{Offset, ProducerEpoch, ProducerId, TopicId, TopicPartition},
+    ids::{Offset, ProducerEpoch, ProducerId, TopicPartition},
     producer::Identity,
     transport::Connection,
     wire::{
@@ -49,9 +49,8 @@ impl Client {
             Err(error) if is_unknown_topic(&error) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let id = topic.topic_id;
         Ok(Some(TopicInfo {
-            id: (!id.is_nil()).then(|| TopicId::new(*id.inner())),
+            id: topic_id(topic),
             name: name.to_owned(),
             partitions: i32::try_from(topic.partitions.len()).unwrap_or(i32::MAX),
         }))

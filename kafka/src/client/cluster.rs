@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     error::{Disposition, Error},
-    ids::{BrokerId, TopicPartition},
+    ids::{BrokerId, TopicId, TopicPartition},
     transport::{Connection, Settings, Transport},
     wire::{
         ApiKey, ErrorCode, KafkaString,
@@ -47,6 +47,8 @@ pub(crate) struct Connections {
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
     pub(crate) connection: Connection,
+    /// The topic's identity; `None` where the broker is older than Kafka 2.8.
+    pub(crate) topic_id: Option<TopicId>,
 }
 
 impl Connections {
@@ -110,7 +112,10 @@ impl Connections {
         let mut routes = Vec::with_capacity(partitions.len());
         for partition in partitions {
             routes.push(match leader_of(partition, &metadata) {
-                Ok(id) => self.broker(id, &metadata).await.map(|connection| Route { connection }),
+                Ok((id, topic_id)) => {
+                    let connection = self.broker(id, &metadata).await;
+                    connection.map(|connection| Route { connection, topic_id })
+                }
                 Err(error) => Err(error),
             });
         }
@@ -169,7 +174,7 @@ impl Connections {
 fn leader_of(
     partition: &TopicPartition,
     metadata: &MetadataResponseData,
-) -> Result<BrokerId, Error> {
+) -> Result<(BrokerId, Option<TopicId>), Error> {
     let topic = find_topic(metadata, &partition.topic)?;
     let known =
         topic.partitions.iter().find(|known| known.partition_index == partition.partition.get());
@@ -181,7 +186,32 @@ fn leader_of(
     if known.leader_id < 0 {
         return Err(Error::broker(operation(), ErrorCode::LeaderNotAvailable.into()));
     }
-    Ok(BrokerId::new(known.leader_id))
+    Ok((BrokerId::new(known.leader_id), topic_id(topic)))
+}
+
+/// A topic's identity; older brokers give none.
+pub(crate) fn topic_id(topic: &MetadataResponseTopic) -> Option<TopicId> {
+    (!topic.topic_id.is_nil()).then(|| TopicId::new(*topic.topic_id.inner()))
+}
+
+/// Holds a topic to the identity it had when it was first looked up: by its name alone, a topic
+/// deleted and created anew looks the same, with other records under the same offsets.
+#[derive(Debug, Default)]
+pub(crate) struct Pinned(Option<TopicId>);
+
+impl Pinned {
+    /// Passes `route` on if its topic is the one known before.
+    pub(crate) fn check(&mut self, of: &TopicPartition, route: Route) -> Result<Route, Error> {
+        match (self.0, route.topic_id) {
+            (Some(before), Some(now)) if before != now => {
+                Err(Error::TopicRecreated { topic: of.topic.clone(), before, now })
+            }
+            (_, now) => {
+                self.0 = now.or(self.0);
+                Ok(route)
+            }
+        }
+    }
 }
 
 /// The topic `name` of a Metadata response.

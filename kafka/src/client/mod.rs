@@ -9,7 +9,7 @@ mod cluster;
 
 use std::{sync::Arc, time::Duration};
 
-pub(crate) use cluster::{Backoff, Cluster, Connections, Route};
+pub(crate) use cluster::{Backoff, Cluster, Connections, Pinned, Route};
 
 use crate::{
     error::Error,

@@ -33,7 +33,7 @@ use crate::{
     batch::{BatchBuilder, BatchError, BatchStamp, Compression, HEADER_BYTES},
     client::Backoff,
     error::{Disposition, Error},
-    ids::{Sequence, TopicPartition},
+    ids::{Offset, Sequence, TopicPartition},
     wire::ErrorCode,
 };
 
@@ -74,7 +74,8 @@ pub(super) enum DispatchBody {
 /// What became of an attempt.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Acknowledged,
+    /// In the log, from this offset on.
+    Acknowledged(Offset),
     /// The broker's code for the partition.
     Refused(ErrorCode, Option<String>),
     /// The request as a whole failed; whether it took effect is unknown.
@@ -271,16 +272,12 @@ impl Ledger {
         };
         batch.status = Status::Waiting;
         let error = match outcome {
-            Outcome::Acknowledged | Outcome::Refused(ErrorCode::DuplicateSequenceNumber, _) => {
-                batch.status = Status::Acknowledged;
-                let bytes = batch.bytes;
-                partition.next_pause = Backoff::FIRST;
-                if partition.recovery.is_none() {
-                    partition.proven_at = Some(now);
-                }
-                partition.drop_acknowledged();
-                self.unacknowledged_bytes -= bytes;
-                self.acknowledged_batches += 1;
+            Outcome::Acknowledged(at) => {
+                self.acknowledge(now, index, base_sequence, Some(at));
+                return false;
+            }
+            Outcome::Refused(ErrorCode::DuplicateSequenceNumber, _) => {
+                self.acknowledge(now, index, base_sequence, None);
                 return false;
             }
             Outcome::Lost(error) => error,
@@ -298,6 +295,28 @@ impl Ledger {
             self.fail(error);
         }
         true
+    }
+
+    fn acknowledge(
+        &mut self,
+        now: Instant,
+        index: usize,
+        base_sequence: Sequence,
+        at: Option<Offset>,
+    ) {
+        let partition = &mut self.partitions[index];
+        if let Some(batch) = partition.batch(base_sequence) {
+            batch.status = Status::Acknowledged(at);
+            self.unacknowledged_bytes -= batch.bytes;
+            self.acknowledged_batches += 1;
+        }
+        partition.next_pause = Backoff::FIRST;
+        if partition.recovery.is_none() {
+            partition.proven_at = Some(now);
+        }
+        if let Err(error) = partition.drop_acknowledged() {
+            self.fail(Arc::new(error));
+        }
     }
 
     /// Notes that a partition's leader could not be found.
@@ -386,7 +405,9 @@ mod tests {
         }
 
         fn acknowledge(&mut self, sequence: i32) {
-            self.settle(sequence, Outcome::Acknowledged);
+            // Each of the batches here is one record: the log is where the sequences are.
+            let at = Offset::new(1000 + i64::from(sequence));
+            self.settle(sequence, Outcome::Acknowledged(at));
         }
 
         fn refuse(&mut self, sequence: i32, code: ErrorCode) {
@@ -517,8 +538,17 @@ mod tests {
         assert_eq!(scenario.send().len(), 2);
         scenario.acknowledge(0);
         assert_eq!(scenario.below(), 0);
-        scenario.ledger.settle(scenario.now, other.0, Sequence::ZERO, Outcome::Acknowledged);
+        let outcome = Outcome::Acknowledged(Offset::new(5));
+        scenario.ledger.settle(scenario.now, other.0, Sequence::ZERO, outcome);
         assert_eq!(scenario.below(), 2);
+    }
+
+    #[test]
+    fn a_log_that_goes_back_is_the_end() {
+        let mut scenario = five_in_flight();
+        scenario.settle(1, Outcome::Acknowledged(Offset::new(0)));
+        let failed = scenario.ledger.failed().unwrap();
+        assert!(matches!(**failed, Error::LogShrunk { .. }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::{
     batch::{BatchBuilder, HEADER_BYTES},
     client::Backoff,
     error::{Disposition, Error, is_fenced},
-    ids::{Sequence, TopicPartition},
+    ids::{Offset, Sequence, TopicPartition},
     wire::ErrorCode,
 };
 
@@ -27,6 +27,8 @@ pub(super) struct Partition {
     pub(super) next_sequence: Sequence,
     /// The last acknowledgement, unless an attempt has failed since.
     pub(super) proven_at: Option<Instant>,
+    /// The offset after the newest batch that all older ones are acknowledged with.
+    pub(super) log_end: Offset,
     /// Set by a failed attempt, until everything in flight is answered and the pause is over.
     pub(super) recovery: Option<Recovery>,
     /// Pause after the next failed attempt.
@@ -47,6 +49,7 @@ pub(super) struct Open {
 pub(super) struct Batch {
     pub(super) first: RecordNumber,
     pub(super) bytes: usize,
+    pub(super) record_count: u32,
     pub(super) base_sequence: Sequence,
     pub(super) sealed_at: Instant,
     pub(super) body: Body,
@@ -65,7 +68,8 @@ pub(super) enum Body {
 pub(super) enum Status {
     Waiting,
     InFlight,
-    Acknowledged,
+    /// Where it starts in the log, unless the broker knows no more than that it is there.
+    Acknowledged(Option<Offset>),
 }
 
 #[derive(Debug)]
@@ -86,6 +90,7 @@ impl Partition {
             queue: VecDeque::new(),
             next_sequence: Sequence::ZERO,
             proven_at: None,
+            log_end: Offset::ZERO,
             recovery: None,
             next_pause: Backoff::FIRST,
             last_error: None,
@@ -108,6 +113,7 @@ impl Partition {
         self.queue.push_back(Batch {
             first,
             bytes: builder.size() - HEADER_BYTES,
+            record_count: builder.record_count(),
             base_sequence,
             sealed_at: now,
             body: Body::Records(builder),
@@ -135,10 +141,26 @@ impl Partition {
         self.queue.iter_mut().find(|batch| batch.base_sequence == base_sequence)
     }
 
-    pub(super) fn drop_acknowledged(&mut self) {
-        while self.queue.front().is_some_and(|batch| batch.status == Status::Acknowledged) {
+    /// Drops what is acknowledged with all that is older.
+    ///
+    /// # Errors
+    /// If a batch stands in the log before an older one: the log is another one, or has lost what
+    /// it had acknowledged.
+    pub(super) fn drop_acknowledged(&mut self) -> Result<(), Error> {
+        while let Some(Batch { status: Status::Acknowledged(at), record_count, .. }) =
+            self.queue.front()
+        {
+            if let Some(at) = at {
+                if *at < self.log_end {
+                    let (partition, expected) = (self.name.clone(), self.log_end);
+                    return Err(Error::LogShrunk { partition, expected, actual: *at });
+                }
+                let end = at.checked_add(i64::from(*record_count));
+                self.log_end = end.unwrap_or(self.log_end);
+            }
             self.queue.pop_front();
         }
+        Ok(())
     }
 
     pub(super) fn recover(&mut self, now: Instant, error: Arc<Error>) {

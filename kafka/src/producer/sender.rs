@@ -22,9 +22,9 @@ use super::{
     ledger::{Dispatch, DispatchBody, Outcome},
 };
 use crate::{
-    client::{Backoff, Cluster, Connections, Route},
+    client::{Backoff, Cluster, Connections, Pinned, Route},
     error::{Disposition, Error},
-    ids::{Sequence, TopicPartition},
+    ids::{Offset, Sequence, TopicPartition},
     transport::Connection,
     wire::{
         ApiKey, ErrorCode, KafkaString,
@@ -52,6 +52,7 @@ pub(super) async fn run(
         publish,
         connections: Arc::new(Mutex::new(Connections::new(cluster))),
         routes: Vec::new(),
+        topics: Vec::new(),
         in_flight: FuturesUnordered::new(),
         lookup: None,
         lookup_pause: Backoff::FIRST,
@@ -77,6 +78,8 @@ struct Sender {
     connections: Arc<Mutex<Connections>>,
     /// By partition handle; `None` until looked up, and again after a failed attempt.
     routes: Vec<Option<Route>>,
+    /// By partition handle.
+    topics: Vec<Pinned>,
     in_flight: FuturesUnordered<BoxFuture<'static, Round>>,
     lookup: Option<BoxFuture<'static, Looked>>,
     lookup_pause: std::time::Duration,
@@ -101,6 +104,23 @@ struct Sent {
 struct Looked {
     indexes: Vec<usize>,
     routes: Result<Vec<Result<Route, Error>>, Error>,
+}
+
+impl Looked {
+    /// By partition: a lookup that failed as a whole failed for each.
+    fn flattened(self) -> Vec<(usize, Result<Route, Arc<Error>>)> {
+        match self.routes {
+            Ok(routes) => {
+                let routes = routes.into_iter().map(|route| route.map_err(Arc::new));
+                self.indexes.into_iter().zip(routes).collect()
+            }
+            Err(error) => {
+                let error = Arc::new(error);
+                let failed = |index| (index, Err(Arc::clone(&error)));
+                self.indexes.into_iter().map(failed).collect()
+            }
+        }
+    }
 }
 
 enum Event {
@@ -151,9 +171,10 @@ impl Sender {
             for index in sendable {
                 if self.routes.len() <= index {
                     self.routes.resize(index + 1, None);
+                    self.topics.resize_with(index + 1, Pinned::default);
                 }
                 match self.routes[index].as_ref().filter(|it| !it.connection.is_closed()) {
-                    Some(Route { connection }) => {
+                    Some(Route { connection, .. }) => {
                         let entry = by_connection.entry(connection.id());
                         entry.or_insert_with(|| (connection.clone(), Vec::new())).1.push(index);
                     }
@@ -247,30 +268,23 @@ impl Sender {
         self.lookup = None;
         let mut complete = true;
         let mut ledger = self.shared.ledger();
-        let mut note = |index: usize, error: Arc<Error>| {
-            complete = false;
-            if error.disposition() == Disposition::Retry {
-                ledger.note_no_leader(index, error);
-            } else {
-                ledger.fail(error);
-            }
-        };
-        match looked.routes {
-            Ok(routes) => {
-                for (index, route) in looked.indexes.into_iter().zip(routes) {
-                    match route {
-                        Ok(route) => self.routes[index] = Some(route),
-                        Err(error) => note(index, Arc::new(error)),
+        for (index, route) in looked.flattened() {
+            let of = ledger.name(index);
+            let checked =
+                route.and_then(|route| self.topics[index].check(&of, route).map_err(Arc::new));
+            match checked {
+                Ok(route) => self.routes[index] = Some(route),
+                Err(error) => {
+                    complete = false;
+                    if error.disposition() == Disposition::Retry {
+                        ledger.note_no_leader(index, error);
+                    } else {
+                        ledger.fail(error);
                     }
                 }
             }
-            Err(error) => {
-                let error = Arc::new(error);
-                for index in looked.indexes {
-                    note(index, Arc::clone(&error));
-                }
-            }
         }
+        drop(ledger);
         if complete {
             self.lookup_pause = Backoff::FIRST;
         } else {
@@ -342,7 +356,7 @@ fn outcome(
         return Outcome::Lost(Arc::new(connection.unexpected(ApiKey::Produce, problem)));
     };
     match ErrorCode::from(partition.error_code) {
-        ErrorCode::None => Outcome::Acknowledged,
+        ErrorCode::None => Outcome::Acknowledged(Offset::new(partition.base_offset)),
         code => {
             let message = partition.error_message.as_ref().map(|it| it.as_str().to_owned());
             Outcome::Refused(code, message)

@@ -84,6 +84,7 @@ struct State {
     faults: Faults,
     produce_requests: u64,
     fetch_requests: u64,
+    metadata_requests: u64,
 }
 
 struct Topic {
@@ -139,6 +140,7 @@ impl MemoryNode {
             faults: Box::new(|_| ProduceFault::None),
             produce_requests: 0,
             fetch_requests: 0,
+            metadata_requests: 0,
         };
         Self { state: Mutex::new(state), appended: Notify::new(), apis }
     }
@@ -172,6 +174,12 @@ impl MemoryNode {
     #[must_use]
     pub fn fetch_requests(&self) -> u64 {
         self.state().fetch_requests
+    }
+
+    /// Metadata requests so far.
+    #[must_use]
+    pub fn metadata_requests(&self) -> u64 {
+        self.state().metadata_requests
     }
 
     /// Forgets the records below `offset`, as retention does.
@@ -234,7 +242,11 @@ impl Node for MemoryNode {
             Request::CreateTopics(request) => {
                 self.state().create_topics(&request, header.version).into()
             }
-            Request::DeleteTopics(request) => self.state().delete_topics(&request).into(),
+            Request::DeleteTopics(request) => {
+                let response = self.state().delete_topics(&request);
+                self.appended.notify_waiters();
+                response.into()
+            }
             Request::InitProducerId(request) => self.state().init_producer_id(&request).into(),
             other => unreachable!("the memory node does not advertise {:?}", other.api()),
         }
@@ -330,7 +342,8 @@ impl State {
         response
     }
 
-    fn metadata(&self, request: &MetadataRequestData, version: i16) -> MetadataResponseData {
+    fn metadata(&mut self, request: &MetadataRequestData, version: i16) -> MetadataResponseData {
+        self.metadata_requests += 1;
         let (host, port) = &self.advertised;
         let broker = MetadataResponseBroker::default()
             .with_node_id(NODE_ID.get())

@@ -8,8 +8,8 @@
 //! The message structs are `kacrab-protocol`'s, generated from Kafka's own schemas; they are re-
 //! exported by module (`wire::fetch_request::FetchPartition`). Everything around them is ours:
 //! which frames are read at all ([`frame_limit`]), the two messages that carry record batches
-//! ([`produce`], [`fetch`]: batches stay slices, frames leave as a list of slices), and the list
-//! of what exists. No bytes panic here and no length is believed before it is checked.
+//! (Produce requests and Fetch responses: batches stay slices, frames leave as a list of slices),
+//! and the list of what exists. No bytes panic here and no length is believed before it is checked.
 
 mod fetch;
 mod frame;

@@ -7,7 +7,7 @@ use tailwater_kafka::{
     test_util::ProduceFault, wire::ErrorCode,
 };
 
-use crate::harness::{at, over_both, read_all};
+use crate::harness::{at, over_both, read_all, spec};
 
 #[tokio::test]
 async fn records_of_several_partitions_are_acknowledged_in_the_order_of_their_numbers() {
@@ -228,6 +228,25 @@ async fn ready_waits_for_room_and_no_longer() {
         }
         producer.close().await.unwrap();
         assert_eq!(read_all(&client, &at("shop", 0)).await.len(), 200);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_topic_created_anew_is_not_written_on_to() {
+    over_both(async |harness| {
+        let client = harness.topic("shop", 1).await;
+        let mut producer = client.producer(ProducerConfig::default()).await.unwrap();
+        let handle = producer.register(&at("shop", 0));
+        producer.append(handle, None, &[b"before"], 1).unwrap();
+        producer.drain().await.unwrap();
+        client.delete_topic("shop").await.unwrap();
+        client.create_topic(&spec("shop", 1)).await.unwrap();
+        producer.append(handle, None, &[b"after"], 1).unwrap();
+        let error = producer.drain().await.unwrap_err();
+        let Error::ProducerFailed(cause) = &error else { panic!("{error}") };
+        assert!(matches!(**cause, Error::LogShrunk { .. }), "{cause}");
+        assert_eq!(error.disposition(), Disposition::Operator);
     })
     .await;
 }

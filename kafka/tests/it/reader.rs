@@ -127,3 +127,23 @@ async fn fetches_one_ahead_and_no_more() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_topic_created_anew_is_not_read_on() {
+    over_both(async |harness| {
+        let (client, _producer) = filled(harness, 5).await;
+        let mut reader = client.reader(ReaderConfig::new(at("shop", 0), Offset::ZERO));
+        assert_eq!(read(&mut reader, 5).await.unwrap(), values(0..5));
+        client.delete_topic("shop").await.unwrap();
+        // The reader finds the topic gone before it is there again.
+        let lookups = harness.node.metadata_requests();
+        while harness.node.metadata_requests() == lookups {
+            tokio::task::yield_now().await;
+        }
+        drop(filled(harness, 50).await);
+        let error = reader.next().await.unwrap_err();
+        assert!(matches!(error, Error::TopicRecreated { .. }), "{error}");
+        assert_eq!(error.disposition(), Disposition::Operator);
+    })
+    .await;
+}
