@@ -127,12 +127,15 @@ exec chroot --userspec="$user" --groups= "$root" "$@"
 const INSIDE: &str = "/srv";
 
 impl Programs {
+    /// Looks once; again only while they are not there, because they may be installed meanwhile.
     pub(crate) fn find(flavor: Flavor) -> Result<Programs> {
-        static FOUND: [OnceLock<Result<Programs, String>>; 4] = [const { OnceLock::new() }; 4];
-        FOUND[flavor as usize]
-            .get_or_init(|| Programs::look(flavor).map_err(|error| format!("{error:#}")))
-            .clone()
-            .map_err(anyhow::Error::msg)
+        static FOUND: [OnceLock<Programs>; 4] = [const { OnceLock::new() }; 4];
+        let found = &FOUND[flavor as usize];
+        if let Some(programs) = found.get() {
+            return Ok(programs.clone());
+        }
+        let programs = Programs::look(flavor)?;
+        Ok(found.get_or_init(|| programs).clone())
     }
 
     fn look(flavor: Flavor) -> Result<Programs> {

@@ -158,6 +158,9 @@ impl Kafka {
             let fresh = String::from_utf8_lossy(&log[log_start.min(log.len())..]);
             Ok(fresh.contains(STARTED).then_some(()))
         });
+        if up.is_err() {
+            self.process = self.take_process()?.forget_if_ended()?;
+        }
         up.with_context(|| format!("start kafka; end of its log:\n{}", self.log_end()))
     }
 

@@ -1,4 +1,5 @@
-//! Scratch servers for tests, the demo and the bench: PostgreSQL, MySQL, MariaDB, Apache Kafka.
+//! Scratch servers for tests, the demo and the bench: PostgreSQL, MySQL, MariaDB, Apache Kafka, and
+//! Tailwater itself.
 //!
 //! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
@@ -22,6 +23,7 @@ mod postgres;
 mod process;
 mod proxy;
 mod server;
+mod tailwater;
 mod template;
 mod wait;
 
@@ -31,4 +33,5 @@ pub use kafka::Kafka;
 pub use port::free_port;
 pub use proxy::{Cut, Proxy};
 pub use server::Server;
+pub use tailwater::{Ran, Tailwater};
 pub use wait::wait_until;

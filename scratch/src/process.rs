@@ -81,6 +81,15 @@ impl Process {
         signal(name, &self.children()?)
     }
 
+    /// Lets go of it if it has ended and been reaped: gives it back if it runs.
+    pub(crate) fn forget_if_ended(mut self) -> Result<Option<Process>> {
+        if self.ended()?.is_none() {
+            return Ok(Some(self));
+        }
+        self.forget()?;
+        Ok(None)
+    }
+
     /// The number may belong to another process from now on: the guard must not know it.
     fn forget(self) -> Result<()> {
         fs::remove_file(&self.pid_file).context("remove a server's pid file")

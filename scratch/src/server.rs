@@ -323,6 +323,9 @@ impl Server {
             };
             Ok(ready.then_some(()))
         });
+        if up.is_err() {
+            self.process = self.take_process()?.forget_if_ended()?;
+        }
         up.with_context(|| format!("start {}; end of its log:\n{}", self.flavor, self.log_end()))
     }
 

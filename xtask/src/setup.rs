@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tailwater_scratch::{Flavor, Kafka, cache_dir, sid_root};
+use tailwater_scratch::{Flavor, Kafka, SmallDisk, cache_dir, sid_root};
 
 use crate::shell;
 
@@ -89,6 +89,11 @@ fn apt_install(names: &str) -> Result<()> {
 /// Makes the Debian unstable root; without it the tests run on the other servers.
 fn make_sid_root() {
     if sid_root().exists() || !is_root() || shell::find("debootstrap").is_none() {
+        return;
+    }
+    // Where we may not mount we could not enter it either.
+    if let Err(reason) = SmallDisk::available() {
+        println!("no Debian unstable root: {reason}");
         return;
     }
     if let Err(error) = debootstrap(&sid_root()) {
