@@ -24,6 +24,9 @@ const EARLIEST_LOCAL: i64 = -4;
 /// Of what is elsewhere: nothing.
 const LATEST_TIERED: i64 = -5;
 
+/// From this version on the answer has a leader epoch.
+const EPOCHS: i16 = 4;
+
 /// An offset that was asked for; no timestamp where a position is meant and no record.
 struct Found {
     offset: i64,
@@ -35,6 +38,7 @@ impl Log {
     pub(super) async fn list_offsets(
         &self,
         request: ListOffsetsRequestData,
+        version: i16,
     ) -> ListOffsetsResponseData {
         let mut topics = Vec::with_capacity(request.topics.len());
         for asked in request.topics {
@@ -49,7 +53,7 @@ impl Log {
                     Ok(partition) => find(&partition, &one).await,
                     Err(refused) => Err(refused),
                 };
-                partitions.push(answer(one.partition_index, found));
+                partitions.push(answer(one.partition_index, found, version));
             }
             topics.push(
                 ListOffsetsTopicResponse::default()
@@ -101,13 +105,20 @@ fn nothing() -> Found {
     Found { offset: -1, timestamp_ms: -1, leader_epoch: LeaderEpoch::NONE }
 }
 
-fn answer(partition: i32, found: Result<Found, Refused>) -> ListOffsetsPartitionResponse {
+fn answer(
+    partition: i32,
+    found: Result<Found, Refused>,
+    version: i16,
+) -> ListOffsetsPartitionResponse {
     let answer = ListOffsetsPartitionResponse::default().with_partition_index(partition);
     match found {
-        Ok(found) => answer
-            .with_offset(found.offset)
-            .with_timestamp(found.timestamp_ms)
-            .with_leader_epoch(found.leader_epoch.get()),
+        Ok(found) => {
+            let known = if version >= EPOCHS { found.leader_epoch } else { LeaderEpoch::NONE };
+            answer
+                .with_offset(found.offset)
+                .with_timestamp(found.timestamp_ms)
+                .with_leader_epoch(known.get())
+        }
         Err(refused) => answer.with_error_code(refused.code()).with_offset(-1).with_timestamp(-1),
     }
 }

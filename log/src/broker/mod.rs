@@ -75,7 +75,7 @@ impl Node for Log {
         match request {
             Request::Produce(request) => self.produce(request).await.into(),
             Request::Fetch(request) => self.fetch(request, version).await.into(),
-            Request::ListOffsets(request) => self.list_offsets(request).await.into(),
+            Request::ListOffsets(request) => self.list_offsets(request, version).await.into(),
             Request::Metadata(request) => self.metadata(request, version).await.into(),
             Request::OffsetCommit(request) => self.offset_commit(request, version).await.into(),
             Request::OffsetFetch(request) => self.offset_fetch(request, version).into(),

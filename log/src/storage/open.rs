@@ -99,7 +99,8 @@ impl Opening<'_> {
         let mut description = self.description()?;
         let (mut flushed, floor) = FlushedFile::open(self.folder)?;
         let mut bases = segment::list(self.folder, Kind::Log)?;
-        if bases.is_empty() {
+        let fresh = bases.is_empty();
+        if fresh {
             self.begin(&description, floor)?;
             bases.push(description.start);
         }
@@ -115,7 +116,7 @@ impl Opening<'_> {
         self.remove_before(&mut sealed, description.start)?;
 
         let producers = self.producers(&sealed, &last)?;
-        if !last.clean {
+        if !last.clean && !fresh {
             description.epochs.begin(last.end);
             description.write(self.folder)?;
         }

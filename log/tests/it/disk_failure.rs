@@ -1,0 +1,223 @@
+//! Full disks, failing flushes, torn writes: nothing acknowledged is lost, nothing refused stays.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tailwater_kafka::wire::ErrorCode;
+use tailwater_log::{Disk, DiskFile, FileSystem, FlushPolicy};
+
+use crate::support::{
+    NOBODY, Scratch, Writer, create_topic, fetch, init_producer, list_offset, open, produce,
+    produce_values, read_all, values,
+};
+
+const TOPIC: &str = "t";
+
+/// A disk that fails when told to.
+#[derive(Debug, Default)]
+struct FailingDisk {
+    /// Segment bytes that still fit.
+    room: AtomicU64,
+    full: AtomicBool,
+    flush_fails: AtomicBool,
+    cut_fails: AtomicBool,
+    flushes: AtomicU64,
+}
+
+impl FailingDisk {
+    fn set(flag: &AtomicBool, value: bool) {
+        flag.store(value, Ordering::SeqCst);
+    }
+}
+
+#[derive(Debug)]
+struct Handle(Arc<FailingDisk>);
+
+#[derive(Debug)]
+struct FailingFile {
+    disk: Arc<FailingDisk>,
+    file: Arc<dyn DiskFile>,
+}
+
+impl Disk for Handle {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = FileSystem.create(path)?;
+        Ok(Arc::new(FailingFile { disk: Arc::clone(&self.0), file }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = FileSystem.open(path)?;
+        Ok(Arc::new(FailingFile { disk: Arc::clone(&self.0), file }))
+    }
+}
+
+impl DiskFile for FailingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, position)
+    }
+
+    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
+        if !self.disk.full.load(Ordering::SeqCst) {
+            return self.file.write_all_at(parts, position);
+        }
+        // As much as fits is written, then it is full: as real disks do.
+        let joined = parts.concat();
+        let room = usize::try_from(self.disk.room.load(Ordering::SeqCst)).unwrap();
+        let fits = Bytes::copy_from_slice(&joined[..room.min(joined.len())]);
+        self.file.write_all_at(&[fits], position)?;
+        if room < joined.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.flushes.fetch_add(1, Ordering::SeqCst);
+        if self.disk.flush_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is gone"));
+        }
+        self.file.sync()
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        if self.disk.cut_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::other("no cutting either"));
+        }
+        self.file.truncate(length)
+    }
+}
+
+async fn scratch() -> (Scratch, Arc<FailingDisk>) {
+    let disk = Arc::new(FailingDisk::default());
+    let own = Arc::clone(&disk);
+    let scratch = Scratch::with(move |config| config.disk = Arc::new(Handle(own))).await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    (scratch, disk)
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
+    let size = u64::try_from(values(&["one"], NOBODY).len()).unwrap();
+    for room in [0, 1, 16, 61, size - 1] {
+        let (scratch, disk) = scratch().await;
+        let writer = init_producer(&scratch.log, Some("role")).await;
+        let next = |sequence| values(&["one"], Writer { sequence, ..writer });
+        assert_eq!(produce(&scratch.log, TOPIC, next(0)).await, Ok(0));
+
+        disk.room.store(room, Ordering::SeqCst);
+        FailingDisk::set(&disk.full, true);
+        let refused = Err(ErrorCode::KafkaStorageError);
+        assert_eq!(produce(&scratch.log, TOPIC, next(1)).await, refused, "room {room}");
+        assert_eq!(produce(&scratch.log, TOPIC, next(1)).await, refused, "and again");
+        // What follows the refused one must not overtake it.
+        let answer = produce(&scratch.log, TOPIC, next(2)).await;
+        assert_eq!(answer, Err(ErrorCode::OutOfOrderSequenceNumber));
+        assert_eq!(scratch.status(TOPIC).offline, None);
+        assert_eq!(scratch.status(TOPIC).end_offset.get(), 1);
+        let segment = scratch.partition_folder(TOPIC).join("00000000000000000000.log");
+        assert_eq!(std::fs::metadata(&segment).unwrap().len(), size, "cut back");
+
+        FailingDisk::set(&disk.full, false);
+        assert_eq!(produce(&scratch.log, TOPIC, next(1)).await, Ok(1));
+        assert_eq!(produce(&scratch.log, TOPIC, next(2)).await, Ok(2));
+        let folder = scratch.die();
+        let log = open(folder.path(), |_| {}).await;
+        assert_eq!(read_all(&log, TOPIC).await.len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn the_first_batch_of_a_producer_that_did_not_fit_is_still_its_first() {
+    let (scratch, disk) = scratch().await;
+    let writer = init_producer(&scratch.log, Some("role")).await;
+    FailingDisk::set(&disk.full, true);
+    let refused = produce(&scratch.log, TOPIC, values(&["a"], writer)).await;
+    assert_eq!(refused, Err(ErrorCode::KafkaStorageError));
+    FailingDisk::set(&disk.full, false);
+    let second = Writer { sequence: 1, ..writer };
+    let answer = produce(&scratch.log, TOPIC, values(&["b"], second)).await;
+    assert_eq!(answer, Err(ErrorCode::OutOfOrderSequenceNumber));
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["a"], writer)).await, Ok(0));
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["b"], second)).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_failed_flush_takes_the_partition_offline_and_acknowledges_nothing() {
+    let (scratch, disk) = scratch().await;
+    produce_values(&scratch.log, TOPIC, &["kept"]).await;
+    FailingDisk::set(&disk.flush_fails, true);
+    let refused = Err(ErrorCode::KafkaStorageError);
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["lost"], NOBODY)).await, refused);
+    // Once failed, never trusted again: not even if the disk says it is well.
+    FailingDisk::set(&disk.flush_fails, false);
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["more"], NOBODY)).await, refused);
+    let data = fetch(&scratch.log, TOPIC, 0).await;
+    assert_eq!(Err(ErrorCode::from(data.error_code)), refused);
+    let reason = scratch.status(TOPIC).offline.expect("offline");
+    assert!(reason.contains("flush") && reason.contains("the disk is gone"), "{reason}");
+    // A restart finds what was acknowledged.
+    let folder = scratch.die();
+    let log = open(folder.path(), |_| {}).await;
+    assert_eq!(read_all(&log, TOPIC).await[0], (0, "kept".to_owned()));
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_taken_back_takes_the_partition_offline() {
+    let (scratch, disk) = scratch().await;
+    produce_values(&scratch.log, TOPIC, &["kept"]).await;
+    disk.room.store(20, Ordering::SeqCst);
+    FailingDisk::set(&disk.full, true);
+    FailingDisk::set(&disk.cut_fails, true);
+    let answer = produce(&scratch.log, TOPIC, values(&["torn"], NOBODY)).await;
+    assert_eq!(answer, Err(ErrorCode::KafkaStorageError));
+    assert!(scratch.status(TOPIC).offline.is_some());
+    let folder = scratch.die();
+    let log = open(folder.path(), |_| {}).await;
+    assert_eq!(read_all(&log, TOPIC).await, [(0, "kept".to_owned())]);
+}
+
+#[tokio::test]
+async fn the_flush_policy_decides_what_waits_for_a_flush() {
+    for (policy, flushed) in [(FlushPolicy::Always, true), (FlushPolicy::Never, false)] {
+        let disk = Arc::new(FailingDisk::default());
+        let own = Arc::clone(&disk);
+        let scratch = Scratch::with(move |config| {
+            config.disk = Arc::new(Handle(own));
+            config.flush = policy;
+        })
+        .await;
+        create_topic(&scratch.log, TOPIC, &[]).await;
+        let before = disk.flushes.load(Ordering::SeqCst);
+        produce_values(&scratch.log, TOPIC, &["a"]).await;
+        let flushes = disk.flushes.load(Ordering::SeqCst) - before;
+        assert_eq!(flushes > 0, flushed, "{policy:?}");
+        assert_eq!(list_offset(&scratch.log, TOPIC, -1).await.1, 1);
+        // A stop flushes under every policy, and a crash of the process loses nothing.
+        let scratch = scratch.restart(|_| {}).await;
+        assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_interval_flushes_by_itself() {
+    let disk = Arc::new(FailingDisk::default());
+    let own = Arc::clone(&disk);
+    let scratch = Scratch::with(move |config| {
+        config.disk = Arc::new(Handle(own));
+        config.flush = FlushPolicy::Interval(std::time::Duration::from_millis(5));
+    })
+    .await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let before = disk.flushes.load(Ordering::SeqCst);
+    produce_values(&scratch.log, TOPIC, &["a"]).await;
+    let flushed = async {
+        while disk.flushes.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), flushed).await.unwrap();
+}

@@ -1,0 +1,12 @@
+//! The log as its clients meet it: through requests, restarts, broken disks and foreign clients.
+
+mod admin;
+mod crash;
+mod disk_failure;
+mod fetching;
+mod kcat;
+mod producing;
+mod recovery;
+mod retention;
+mod support;
+mod versions;
