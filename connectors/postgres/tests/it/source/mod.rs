@@ -1,0 +1,10 @@
+//! The source against every PostgreSQL that this machine has.
+
+mod check;
+mod position;
+mod reader;
+mod rows;
+mod schema;
+mod snapshot;
+mod support;
+mod types;
