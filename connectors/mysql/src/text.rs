@@ -36,7 +36,10 @@ enum Form {
     Float64,
     Decimal,
     /// `padded`: trailing spaces are not part of the value.
-    Text { charset: Charset, padded: bool },
+    Text {
+        charset: Charset,
+        padded: bool,
+    },
     Bytes,
     /// Digits that are right as they are: DATE.
     Plain,
@@ -96,7 +99,11 @@ impl TextColumn {
     /// How it stands in a SELECT list.
     pub(crate) fn selected(&self) -> String {
         let name = quote_name(&self.name);
-        if matches!(self.form, Form::Float32 | Form::Float64) { format!("{name} * 1e0") } else { name }
+        if matches!(self.form, Form::Float32 | Form::Float64) {
+            format!("{name} * 1e0")
+        } else {
+            name
+        }
     }
 
     fn read<'b>(&self, text: &'b [u8], scratch: &mut Scratch) -> Result<Cell<'b>, TextError> {

@@ -86,7 +86,9 @@ pub(super) async fn login(endpoint: &Endpoint) -> Result<Wire, WireError> {
     let secure = opts.ssl_opts().is_some();
     if let Some(options) = opts.ssl_opts() {
         if !greeting.capabilities().contains(CapabilityFlags::CLIENT_SSL) {
-            return Err(WireError::Login("the server offers no TLS, which the url asks for".into()));
+            return Err(WireError::Login(
+                "the server offers no TLS, which the url asks for".into(),
+            ));
         }
         flags |= CapabilityFlags::CLIENT_SSL;
         wire.send(&response_head(flags)).await?;

@@ -1,0 +1,161 @@
+//! What is asked of the server over an ordinary session.
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Row};
+use tailwater_capture::SourceError;
+use tailwater_change::{Commit, Problem};
+
+use super::binlog::Collations;
+use super::file::BinlogName;
+use super::gtids::GtidSet;
+use crate::connect::{Endpoint, Server, quote_text};
+
+/// A session and what it is connected to.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) conn: Conn,
+    pub(crate) server: Server,
+}
+
+/// Where the binlog ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) file: BinlogName,
+    pub(crate) position: u64,
+    /// MySQL: the transactions executed up to here.
+    pub(crate) gtids: Option<String>,
+}
+
+impl End {
+    /// Reads the row of the status statement.
+    pub(crate) fn read(row: &[Option<String>]) -> Option<Self> {
+        let text = |at: usize| row.get(at).cloned().flatten();
+        Some(Self {
+            file: BinlogName::parse(&text(0)?)?,
+            position: text(1)?.parse().ok()?,
+            gtids: text(4),
+        })
+    }
+
+    /// The position of the event that comes next.
+    pub(crate) fn commit(&self) -> Commit {
+        Commit::binlog(self.file.number(), self.position)
+    }
+}
+
+impl Session {
+    pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self, SourceError> {
+        let failed = |error| SourceError::unavailable(format!("connect to {endpoint}"), error);
+        let mut conn = endpoint.connect().await.map_err(failed)?;
+        let server = Server::of(&mut conn).await.map_err(failed)?;
+        Ok(Self { conn, server })
+    }
+
+    /// Rows of a statement, each value as text.
+    pub(crate) async fn rows(
+        &mut self,
+        sql: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, mysql_async::Error> {
+        let rows: Vec<Row> = self.conn.query(sql).await?;
+        let text = |value| match value {
+            mysql_async::Value::NULL => None,
+            mysql_async::Value::Bytes(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            other => Some(other.as_sql(true).trim_matches('\'').to_owned()),
+        };
+        Ok(rows.into_iter().map(|row| row.unwrap().into_iter().map(text).collect()).collect())
+    }
+
+    /// A statement's first value.
+    pub(crate) async fn value(&mut self, sql: &str) -> Result<Option<String>, mysql_async::Error> {
+        let rows = self.rows(sql).await?;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next()).flatten())
+    }
+
+    async fn ask(&mut self, sql: &str) -> Result<String, SourceError> {
+        let answer = self.value(sql).await;
+        let answer = answer.map_err(|error| SourceError::unavailable(sql.to_owned(), error))?;
+        Ok(answer.unwrap_or_default())
+    }
+
+    /// Who the server is, whatever its address.
+    pub(crate) async fn identity(&mut self) -> Result<String, SourceError> {
+        if self.server.is_mariadb() {
+            return self
+                .ask("SELECT CONCAT('server_id=', @@server_id, ',domain=', @@gtid_domain_id)")
+                .await;
+        }
+        self.ask("SELECT @@server_uuid").await
+    }
+
+    /// The statement that shows where the binlog ends.
+    pub(crate) fn end_statement(&self) -> &'static str {
+        if !self.server.is_mariadb() && self.server.version >= (8, 2, 0) {
+            "SHOW BINARY LOG STATUS"
+        } else {
+            "SHOW MASTER STATUS"
+        }
+    }
+
+    /// Where the binlog ends now.
+    pub(crate) async fn end(&mut self) -> Result<End, SourceError> {
+        let sql = self.end_statement();
+        let rows = self.rows(sql).await.map_err(|error| SourceError::unavailable(sql, error))?;
+        rows.first().and_then(|row| End::read(row)).ok_or_else(no_binlog)
+    }
+
+    /// Binlog files and their sizes in bytes, the oldest first.
+    pub(crate) async fn files(&mut self) -> Result<Vec<(BinlogName, u64)>, SourceError> {
+        let sql = "SHOW BINARY LOGS";
+        let rows = self.rows(sql).await.map_err(|error| SourceError::unavailable(sql, error))?;
+        let read = |row: Vec<Option<String>>| {
+            let mut values = row.into_iter().flatten();
+            Some((BinlogName::parse(&values.next()?)?, values.next()?.parse().ok()?))
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
+    }
+
+    /// Whether an event begins at `position` of a file; `false` also where that cannot be asked.
+    pub(crate) async fn begins_event(&mut self, file: &BinlogName, position: u64) -> bool {
+        let name = quote_text(&file.to_string());
+        let sql = format!("SHOW BINLOG EVENTS IN {name} FROM {position} LIMIT 1");
+        let Ok(rows) = self.rows(&sql).await else { return false };
+        let at = rows.first().and_then(|row| row.get(1)).cloned().flatten();
+        at == Some(position.to_string())
+    }
+
+    /// The transactions that the server has executed, as far as its binlog says.
+    pub(crate) async fn executed(&mut self) -> Result<GtidSet, SourceError> {
+        let variable = if self.server.is_mariadb() {
+            "SELECT @@GLOBAL.gtid_binlog_pos"
+        } else {
+            "SELECT @@GLOBAL.gtid_executed"
+        };
+        let text = self.ask(variable).await?;
+        Ok(GtidSet::parse(self.server.dialect, &text))
+    }
+
+    /// The character set of every collation, by number.
+    pub(crate) async fn collations(&mut self) -> Result<Collations, SourceError> {
+        let full = "SELECT id, character_set_name FROM \
+                    information_schema.collation_character_set_applicability";
+        let plain = "SELECT id, character_set_name FROM information_schema.collations";
+        // MariaDB from 10.10 on numbers collations per character set, in the first of the two.
+        let rows = match self.rows(full).await {
+            Ok(rows) => rows,
+            Err(_) => self
+                .rows(plain)
+                .await
+                .map_err(|error| SourceError::unavailable("list the collations", error))?,
+        };
+        let read = |row: Vec<Option<String>>| {
+            let mut values = row.into_iter();
+            Some((values.next()??.parse().ok()?, values.next()??))
+        };
+        Ok(rows.into_iter().filter_map(read).collect())
+    }
+}
+
+/// The server writes none, or does not show it to us.
+pub(crate) fn no_binlog() -> SourceError {
+    SourceError::Refused(Problem::new("the server has no binlog", "start it with log_bin = binlog"))
+}
