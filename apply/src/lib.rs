@@ -7,6 +7,8 @@
 
 mod assemble;
 mod error;
+mod metrics;
+mod pipeline;
 mod plan;
 mod plan_types;
 mod target;
@@ -16,6 +18,12 @@ pub use assemble::{
     Writer,
 };
 pub use error::TargetError;
+pub use metrics::{LATENCY_BOUNDS_SECONDS, LatencySnapshot, Metrics, MetricsSnapshot};
+pub use pipeline::{
+    BatchBounds, ChangeLog, Clock, CommandError, Error, Failure, KafkaLog, LogIdentity, LogReader,
+    OnExisting, Pipeline, PipelineConfig, PipelineHandle, Route, RouteRule, SchemaSource,
+    SchemaSourceError, State, Status,
+};
 pub use plan::plan;
 pub use plan_types::{Change, RowImage, Step, Stretch, Table};
 pub use target::{ConflictPolicy, Progress, StepOutcome, Target, TargetConnector, TargetTable};

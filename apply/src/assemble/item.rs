@@ -65,8 +65,13 @@ pub enum Item {
     },
     /// Nothing for us up to here.
     Idle(Mark),
-    /// A snapshot begins. Its place is that of the synthetic transaction, before its first row.
-    SnapshotBegin(Mark),
+    /// A snapshot begins.
+    SnapshotBegin {
+        /// Its synthetic transaction.
+        snapshot: Place,
+        /// How far: nothing of the snapshot yet.
+        mark: Mark,
+    },
     /// The rows of a table follow; they replace what the target has.
     TableBegin {
         /// The table.

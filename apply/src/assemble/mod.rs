@@ -72,6 +72,7 @@ pub struct Assembler {
     writer: Option<Writer>,
     /// Everything up to here was given away whole, or applied before.
     passed: Place,
+    met_passed: bool,
     open: Option<Open>,
     next_offset: Offset,
 }
@@ -110,6 +111,7 @@ impl Assembler {
             joining_from: next_offset,
             writer: resume.writer,
             passed: resume.applied,
+            met_passed: false,
             open: resume.snapshot.map(|place| Open::snapshot(place, next_offset)),
             next_offset,
         }
@@ -125,6 +127,11 @@ impl Assembler {
         self.schemas.insert(schema, usage);
     }
 
+    /// Forgets what schemas stand for: each is asked for again.
+    pub fn forget_schemas(&mut self) {
+        self.schemas.clear();
+    }
+
     /// Whether everything that was pushed has been walked.
     pub fn is_drained(&self) -> bool {
         self.batches.is_empty()
@@ -136,6 +143,12 @@ impl Assembler {
     /// The unfinished transaction, if there is one.
     pub fn unfinished(&self) -> Option<Place> {
         self.open.as_ref().map(Open::place)
+    }
+
+    /// Whether a record at or below [`Resume::applied`] or what was given since has been met: the
+    /// log goes on from there without a gap.
+    pub fn has_met_passed(&self) -> bool {
+        self.met_passed
     }
 
     /// The next item; `None`: more batches are needed.
@@ -408,13 +421,13 @@ impl Assembler {
         self.void_before(place)?;
         self.open = Some(Open::snapshot(place, entry.from));
         let mark = self.mark_here();
-        let place = Place { ordinal: tailwater_change::Ordinal::ZERO, ..place };
-        self.ready.push_back(Item::SnapshotBegin(Mark { place, ..mark }));
+        let snapshot = Place { ordinal: tailwater_change::Ordinal::ZERO, ..place };
+        self.ready.push_back(Item::SnapshotBegin { snapshot, mark });
         Ok(())
     }
 
     /// Whether a snapshot's marker is to be told; the places of passed ones are not.
-    fn in_snapshot(&self, place: Place) -> Result<bool, AssembleProblem> {
+    fn in_snapshot(&mut self, place: Place) -> Result<bool, AssembleProblem> {
         if self.open.as_ref().is_some_and(|open| open.is_snapshot_at(place)) {
             return Ok(true);
         }
@@ -424,8 +437,10 @@ impl Assembler {
         Err(AssembleProblem::NoSnapshot(place))
     }
 
-    fn has_passed(&self, place: Place) -> bool {
-        place <= self.passed
+    fn has_passed(&mut self, place: Place) -> bool {
+        let passed = place <= self.passed;
+        self.met_passed |= passed;
+        passed
     }
 
     fn is_duplicate(&self, place: Place) -> bool {

@@ -70,7 +70,9 @@ fn write_item(text: &mut String, item: &Item, assembler: &mut Assembler) {
         }
         Item::Voided { transaction, .. } => writeln!(text, "voided {transaction}").unwrap(),
         Item::Idle(mark) => writeln!(text, "idle {}", at(mark)).unwrap(),
-        Item::SnapshotBegin(mark) => writeln!(text, "snapshot begin {}", at(mark)).unwrap(),
+        Item::SnapshotBegin { snapshot, mark } => {
+            writeln!(text, "snapshot begin {snapshot}; {}", at(mark)).unwrap();
+        }
         Item::TableBegin { begin, mark, .. } => {
             writeln!(text, "table begin {begin}; {}", at(mark)).unwrap();
         }
@@ -301,7 +303,7 @@ fn a_snapshot_comes_table_by_table() {
     let text = resumed(&mut log, Resume::default(), bounds);
     assert_eq!(
         text,
-        "snapshot begin 1@0/10#0 next 1\n\
+        "snapshot begin 1@0/10#0; 0@0/0#0 next 1\n\
          table begin 1@0/10#0; 0@0/0#0 next 2\n\
          snapshot [0 1] 1@0/10#1 next 4\n\
          snapshot [2] 1@0/10#2 next 5\n\
@@ -338,12 +340,12 @@ fn a_later_snapshot_voids_an_unfinished_one() {
     log.control(&end(32));
     assert_eq!(
         items(&mut log),
-        "snapshot begin 1@0/10#0 next 1\n\
+        "snapshot begin 1@0/10#0; 0@0/0#0 next 1\n\
          table begin 1@0/10#0; 0@0/0#0 next 2\n\
          snapshot [0] 1@0/10#0 next 3\n\
          table end 1@0/10#0 next 4\n\
          voided 1@0/10#0\n\
-         snapshot begin 1@0/20#0 next 5\n\
+         snapshot begin 1@0/20#0; 0@0/0#0 next 5\n\
          table begin 1@0/20#0; 0@0/0#0 next 6\n\
          snapshot [0] 1@0/20#0 next 7\n\
          table end 1@0/20#0 next 8\n\

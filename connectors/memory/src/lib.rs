@@ -21,4 +21,4 @@ pub use faults::{Fault, Faults, Op};
 pub use script::{Script, ScriptedChange, ScriptedTransaction};
 pub use source::MemorySource;
 pub use table::{Definition, MemoryTable, UniqueChecks};
-pub use target::{MemoryDatabase, MemoryTarget};
+pub use target::{Committed, MemoryDatabase, MemoryTarget};

@@ -38,6 +38,23 @@ struct Inner {
     locks: HashMap<String, u64>,
     sessions: u64,
     commits: u64,
+    /// What every commit left, while it is recorded.
+    history: Option<Vec<Committed>>,
+}
+
+/// The database as a commit left it.
+#[derive(Debug, Clone)]
+pub struct Committed {
+    /// The progress that was committed.
+    pub progress: Progress,
+    tables: Tables,
+}
+
+impl Committed {
+    /// The rows of a table; `None` if it did not exist.
+    pub fn rows(&self, name: &TableId) -> Option<Vec<Vec<Cell>>> {
+        self.tables.get(name).map(|table| table.rows().cloned().collect())
+    }
 }
 
 impl MemoryDatabase {
@@ -81,6 +98,16 @@ impl MemoryDatabase {
     /// How many transactions have committed.
     pub fn commits(&self) -> u64 {
         self.lock().commits
+    }
+
+    /// Records what every commit from now on leaves.
+    pub fn record_history(&self) {
+        self.lock().history = Some(Vec::new());
+    }
+
+    /// What commits have left since [`record_history`](Self::record_history).
+    pub fn history(&self) -> Vec<Committed> {
+        self.lock().history.clone().unwrap_or_default()
     }
 
     /// Ends the session that holds a pipeline's lock: the lock is free, the session does not know.
@@ -401,6 +428,10 @@ impl Target for MemoryTarget {
                 }
             }
             inner.commits += 1;
+            let committed = Committed { progress: progress.clone(), tables: inner.tables.clone() };
+            if let Some(history) = &mut inner.history {
+                history.push(committed);
+            }
         }
         call.leave().await
     }

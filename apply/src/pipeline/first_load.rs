@@ -1,0 +1,141 @@
+//! A snapshot's markers: tables are made or emptied, loaded, and finished when all of it is there.
+//!
+//! While a snapshot is loaded the target shows parts of it; every commit carries the place of the
+//! last row that is in, so a crash continues inside a table. A snapshot that was given up before
+//! its end leaves rows behind: its successor empties the tables it loads again, and at its end
+//! those that it no longer has.
+
+use std::sync::Arc;
+
+use tailwater_change::{Place, SchemaId, SchemaTextError, TableId, TableSchema};
+
+use super::schemas::Meaning;
+use super::session::Session;
+use super::tables::existing;
+use super::{Error, OnExisting};
+use crate::{Mark, Table};
+
+impl Session<'_> {
+    pub(super) async fn begin_snapshot(
+        &mut self,
+        snapshot: Place,
+        mark: Mark,
+    ) -> Result<(), Error> {
+        self.flush().await?;
+        let running = self.state.snapshot;
+        if running.is_none_or(|running| !running.same_transaction(&snapshot)) {
+            if let Some(running) = running {
+                self.state.void_snapshot(running);
+            }
+            self.state.snapshot = Some(snapshot);
+            self.state.given_up = None;
+            self.state.streaming = false;
+            tracing::info!(%snapshot, "snapshot begins");
+        }
+        self.batch.pass(mark);
+        self.show();
+        Ok(())
+    }
+
+    /// A table's rows follow: they replace what is there, unless some of them are in already.
+    pub(super) async fn begin_table(
+        &mut self,
+        id: SchemaId,
+        begin: Place,
+        mark: Mark,
+    ) -> Result<(), Error> {
+        self.flush().await?;
+        let Some((schema, to)) = self.routed(id).await? else {
+            self.batch.pass(mark);
+            return Ok(());
+        };
+        let (table, made) = match self.target.describe(&schema, &to).await? {
+            Some(target) => (self.remember(id, &schema, target), false),
+            None => {
+                self.make(id, &schema, &to).await?;
+                (self.describe_made(id, &schema, &to).await?, true)
+            }
+        };
+        if self.progress.place >= begin {
+            self.batch.pass(mark);
+            return Ok(());
+        }
+        let clear = !made && self.must_clear(id, &to).await?;
+        let entry = self.state.table_mut(&to, id);
+        (entry.schema, entry.loading, entry.void) = (id, true, false);
+        self.target.begin().await?;
+        if clear {
+            self.target.clear(&[table]).await?;
+        }
+        self.commit(mark).await
+    }
+
+    pub(super) fn end_table(&mut self, mark: Mark) {
+        self.batch.pass(mark);
+    }
+
+    /// Everything is there: indexes and foreign keys, then the stream.
+    pub(super) async fn end_snapshot(&mut self, mark: Mark) -> Result<(), Error> {
+        self.flush().await?;
+        self.finish_all().await?;
+        let left = self.left_over().await?;
+        self.state.snapshot = None;
+        self.state.given_up = None;
+        for entry in &mut self.state.tables {
+            (entry.loading, entry.void) = (false, false);
+        }
+        self.target.begin().await?;
+        if !left.is_empty() {
+            self.target.clear(&left).await?;
+        }
+        self.commit(mark).await?;
+        // Finished tables have more keys than the plan was told of.
+        self.tables.clear();
+        self.assembler.forget_schemas();
+        tracing::info!(place = %mark.place, "snapshot is complete");
+        Ok(())
+    }
+
+    async fn routed(&mut self, id: SchemaId) -> Result<Option<(Arc<TableSchema>, TableId)>, Error> {
+        match self.context.schemas.get(id).await? {
+            Meaning::Control => Err(Error::SchemaText { id, source: SchemaTextError::NotOurs }),
+            Meaning::Table(schema) => {
+                let to = self.context.config.route.target(&schema.table);
+                Ok(to.map(|to| (schema, to)))
+            }
+        }
+    }
+
+    /// Whether a table's rows are to be deleted before it is loaded; for one that is not ours the
+    /// configuration decides.
+    async fn must_clear(&mut self, id: SchemaId, to: &TableId) -> Result<bool, Error> {
+        if let Some(entry) = self.state.table(to) {
+            return Ok(!entry.merged);
+        }
+        if self.target.is_empty(to).await? {
+            return Ok(false);
+        }
+        match self.context.config.on_existing {
+            OnExisting::Stop => Err(existing(to)),
+            OnExisting::Replace => Ok(true),
+            OnExisting::Merge => {
+                self.state.table_mut(to, id).merged = true;
+                Ok(false)
+            }
+        }
+    }
+
+    /// Tables of a snapshot that was given up which this one did not load again.
+    async fn left_over(&mut self) -> Result<Vec<Arc<Table>>, Error> {
+        let void = self.state.tables.iter().filter(|entry| entry.void && !entry.merged);
+        let void = void.map(|entry| (entry.schema, entry.table.clone())).collect::<Vec<_>>();
+        let mut tables = Vec::new();
+        for (id, to) in void {
+            let Meaning::Table(schema) = self.context.schemas.get(id).await? else { continue };
+            if let Some(target) = self.target.describe(&schema, &to).await? {
+                tables.push(Arc::new(Table { schema, target }));
+            }
+        }
+        Ok(tables)
+    }
+}

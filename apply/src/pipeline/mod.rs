@@ -1,0 +1,37 @@
+//! The loop from the log to the target.
+//!
+//! ```text
+//!            ┌────────────────────────── run ──────────────────────────┐
+//!   starting ─► standby ─► session: take over ─► snapshot | streaming ─► stop | pause | retry
+//!                             │  read ─► assemble ─► batch ─► plan ─► execute ─► commit
+//! ```
+//!
+//! [`run`] owns what outlives a connection: which state the pipeline is in, what happens after an
+//! error, what the operator wants. A session ([`session`]) owns a connection and everything that
+//! dies with it; each of its transactions carries the progress, so dropping it at any await loses
+//! nothing. [`batch`] executes, [`first_load`] answers a snapshot's markers, [`tables`] finds out
+//! what rows are written to.
+
+mod batch;
+mod commands;
+mod config;
+mod error;
+mod first_load;
+mod group;
+mod log;
+mod route;
+mod run;
+mod schemas;
+mod session;
+mod state;
+mod status;
+mod tables;
+
+pub use commands::{CommandError, PipelineHandle};
+pub use config::{BatchBounds, Clock, OnExisting, PipelineConfig};
+pub use error::{Error, SchemaSourceError};
+pub use log::{ChangeLog, KafkaLog, LogIdentity, LogReader};
+pub use route::{Route, RouteRule};
+pub use run::Pipeline;
+pub use schemas::SchemaSource;
+pub use status::{Failure, State, Status};

@@ -1,0 +1,341 @@
+//! What outlives a session: the pipeline's state, its errors and what the operator wants.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailwater_change::{Disposition, Problem};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::commands::{Command, Order};
+use super::schemas::Schemas;
+use super::session::{Context, Ending, Session, Skip, Trial, transaction_position};
+use super::{
+    ChangeLog, Error, Failure, PipelineConfig, PipelineHandle, SchemaSource, State, Status,
+};
+use crate::{Metrics, Target, TargetConnector};
+
+/// Commands waiting to be taken: people and the admin API send them, one at a time.
+const COMMANDS: usize = 8;
+/// How often a standby asks for the lock.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// The first wait after an error that may pass; it doubles up to [`LONGEST_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+/// A server that restarts is back within seconds: waiting longer would only add to the lag.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+
+/// A pipeline from a log to a target.
+pub struct Pipeline {
+    context: Context,
+    commands: mpsc::Receiver<Command>,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").field("config", &self.context.config).finish_non_exhaustive()
+    }
+}
+
+/// Why a session is not running.
+enum Halt {
+    Shutdown,
+    Again,
+    /// With the target, whose lock is kept.
+    Paused(Option<Box<dyn Target>>),
+    Failed(Error),
+}
+
+impl Pipeline {
+    /// A pipeline, and the handle to it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with `config`.
+    pub fn new(
+        config: PipelineConfig,
+        log: Arc<dyn ChangeLog>,
+        schemas: Arc<dyn SchemaSource>,
+        connector: Arc<dyn TargetConnector>,
+    ) -> Result<(Self, PipelineHandle), Vec<Problem>> {
+        let problems = config.validate();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let (status, watched) = watch::channel(Status::new(config.name.clone()));
+        let metrics = Arc::new(Metrics::default());
+        let handle =
+            PipelineHandle { commands: sender, status: watched, metrics: Arc::clone(&metrics) };
+        let context = Context {
+            config,
+            log,
+            connector,
+            schemas: Schemas::new(schemas),
+            status,
+            metrics,
+            trial: Trial::default(),
+        };
+        Ok((Self { context, commands }, handle))
+    }
+
+    /// Applies until `shutdown`, through errors and restarts of everything around it. Dropping the
+    /// future is safe at any time.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let commits = self.context.metrics.commits();
+            let halt = self.attempt(&shutdown).await;
+            if self.context.metrics.commits() > commits {
+                backoff = FIRST_BACKOFF;
+            }
+            let on = match halt {
+                Halt::Shutdown => false,
+                Halt::Again => !shutdown.is_cancelled(),
+                Halt::Paused(target) => self.pause(target, &shutdown).await,
+                Halt::Failed(error) => self.settle(&error, &mut backoff, &shutdown).await,
+            };
+            if !on {
+                return;
+            }
+        }
+    }
+
+    async fn attempt(&mut self, shutdown: &CancellationToken) -> Halt {
+        self.context.trial.suspect = None;
+        let target = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Halt::Shutdown,
+            locked = locked_target(&mut self.context, &mut self.commands) => match locked {
+                Ok(Some(target)) => target,
+                Ok(None) => return Halt::Paused(None),
+                Err(error) => return Halt::Failed(error),
+            },
+        };
+        let opened = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Halt::Shutdown,
+            opened = Session::open(&mut self.context, target) => opened,
+        };
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(error) => return Halt::Failed(error),
+        };
+        let ending = session.run(shutdown, &mut self.commands).await;
+        match ending {
+            Ok(Ending::Shutdown) => {
+                session.close().await;
+                Halt::Shutdown
+            }
+            Ok(Ending::Paused) => Halt::Paused(Some(session.close().await)),
+            Ok(Ending::Restart) => Halt::Again,
+            Err(error) => Halt::Failed(error),
+        }
+    }
+
+    /// Waits until told to go on; `false`: shutdown.
+    async fn pause(
+        &mut self,
+        target: Option<Box<dyn Target>>,
+        shutdown: &CancellationToken,
+    ) -> bool {
+        self.show(State::Paused, None);
+        let on = loop {
+            let command = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break false,
+                Some(command) = self.commands.recv() => command,
+                else => break false,
+            };
+            match command.order {
+                Order::Pause => command.answer(Ok(())),
+                Order::Resume => {
+                    self.show(State::Starting, None);
+                    command.answer(Ok(()));
+                    break true;
+                }
+                Order::Skip(_) => command.refuse("the pipeline is paused, not stopped"),
+            }
+        };
+        // Until here the target was kept for its lock.
+        drop(target);
+        on
+    }
+
+    /// Decides what follows an error; `false`: shutdown.
+    async fn settle(
+        &mut self,
+        error: &Error,
+        backoff: &mut Duration,
+        shutdown: &CancellationToken,
+    ) -> bool {
+        match error.disposition() {
+            Disposition::Retry => self.retry(error, backoff, shutdown).await,
+            Disposition::Fenced => {
+                tracing::warn!(error = error.reason(), "standing by");
+                self.show(State::Standby, None);
+                sleep(STANDBY_INTERVAL, shutdown).await
+            }
+            Disposition::Operator | Disposition::Bug => {
+                if self.narrow_down() {
+                    return true;
+                }
+                self.stop(error, shutdown).await
+            }
+        }
+    }
+
+    /// A batch of several transactions failed: next time they go one by one.
+    fn narrow_down(&mut self) -> bool {
+        let trial = &mut self.context.trial;
+        match trial.suspect.take() {
+            Some(suspect) if suspect.transactions > 1 => {
+                trial.one_by_one = Some(suspect.last);
+                true
+            }
+            suspect => {
+                trial.suspect = suspect;
+                false
+            }
+        }
+    }
+
+    async fn retry(
+        &mut self,
+        error: &Error,
+        backoff: &mut Duration,
+        shutdown: &CancellationToken,
+    ) -> bool {
+        tracing::warn!(error = error.reason(), retry_in = ?backoff, "trying again");
+        self.context.metrics.note_retry();
+        let failure = Failure { reason: error.reason(), position: None, remedy: error.remedy() };
+        self.show(State::Retrying, Some(failure));
+        let until = tokio::time::Instant::now() + *backoff;
+        *backoff = (*backoff * 2).min(LONGEST_BACKOFF);
+        loop {
+            let command = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return false,
+                Some(command) = self.commands.recv() => command,
+                () = tokio::time::sleep_until(until) => return true,
+            };
+            match command.order {
+                Order::Pause => {
+                    command.answer(Ok(()));
+                    return self.pause(None, shutdown).await;
+                }
+                Order::Resume => {
+                    command.answer(Ok(()));
+                    return true;
+                }
+                Order::Skip(_) => {
+                    command.refuse("the pipeline is retrying what may pass by itself");
+                }
+            }
+        }
+    }
+
+    /// Waits for a person; `false`: shutdown.
+    async fn stop(&mut self, error: &Error, shutdown: &CancellationToken) -> bool {
+        let skip = self.what_to_skip(error);
+        let position = skip.map(|skip| match skip {
+            Skip::Transaction(place) => transaction_position(place),
+            Skip::SchemaChange(place) => place.to_string(),
+        });
+        tracing::error!(
+            error = error.reason(),
+            remedy = error.remedy(),
+            position,
+            "the pipeline has stopped"
+        );
+        let failure =
+            Failure { reason: error.reason(), position: position.clone(), remedy: error.remedy() };
+        self.show(State::Stopped, Some(failure));
+        loop {
+            let command = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return false,
+                Some(command) = self.commands.recv() => command,
+                else => {
+                    shutdown.cancelled().await;
+                    return false;
+                }
+            };
+            match &command.order {
+                Order::Pause => {
+                    command.answer(Ok(()));
+                    return self.pause(None, shutdown).await;
+                }
+                Order::Skip(wanted) if position.as_ref() != Some(wanted) => {
+                    command.refuse(&match &position {
+                        Some(position) => format!("the pipeline has stopped at {position}"),
+                        None => "what stopped the pipeline cannot be skipped".into(),
+                    });
+                    continue;
+                }
+                Order::Skip(_) => self.context.trial.skip = skip,
+                Order::Resume => {}
+            }
+            self.context.trial.suspect = None;
+            self.show(State::Starting, None);
+            command.answer(Ok(()));
+            return true;
+        }
+    }
+
+    fn what_to_skip(&self, error: &Error) -> Option<Skip> {
+        match error {
+            Error::SchemaChange { place, .. } => Some(Skip::SchemaChange(*place)),
+            Error::Target(_) => {
+                let suspect = self.context.trial.suspect.filter(|suspect| suspect.transactions > 0);
+                suspect.map(|suspect| Skip::Transaction(suspect.first))
+            }
+            _ => None,
+        }
+    }
+
+    fn show(&self, state: State, failure: Option<Failure>) {
+        self.context.status.send_modify(|status| {
+            status.state = state;
+            status.caught_up = false;
+            if failure.is_some() {
+                status.failure = failure;
+            }
+        });
+    }
+}
+
+/// Connects and waits for the pipeline's lock; `None`: paused meanwhile.
+async fn locked_target(
+    context: &mut Context,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Result<Option<Box<dyn Target>>, Error> {
+    let mut target = context.connector.connect().await?;
+    while !target.try_lock(&context.config.name).await? {
+        context.status.send_modify(|status| {
+            status.state = State::Standby;
+            status.caught_up = false;
+        });
+        tokio::select! {
+            biased;
+            Some(command) = commands.recv() => match command.order {
+                Order::Pause => {
+                    command.answer(Ok(()));
+                    return Ok(None);
+                }
+                Order::Resume | Order::Skip(_) => {
+                    command.refuse("another process applies this pipeline");
+                }
+            },
+            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+        }
+    }
+    Ok(Some(target))
+}
+
+/// `false`: shutdown.
+async fn sleep(time: Duration, shutdown: &CancellationToken) -> bool {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => false,
+        () = tokio::time::sleep(time) => true,
+    }
+}

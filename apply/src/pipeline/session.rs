@@ -1,0 +1,527 @@
+//! A connection to the target and everything that dies with it.
+//!
+//! The loop waits in one place (`wait`) and acts in another (`take`). Whatever it has not
+//! committed when it is dropped is read again from the progress in the target.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tailwater_change::{Place, SchemaId};
+use tailwater_kafka::{Offset, RecordBatch};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::batch::{Batch, Suspect};
+use super::commands::{Command, Order};
+use super::group::Group;
+use super::schemas::Schemas;
+use super::state::SavedState;
+use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig, State, Status};
+use crate::{
+    Assembler, Item, Mark, Metrics, Part, PartBounds, Progress, Resume, Table, Target,
+    TargetConnector,
+};
+
+/// What a session needs and leaves behind.
+pub(super) struct Context {
+    pub(super) config: PipelineConfig,
+    pub(super) log: Arc<dyn ChangeLog>,
+    pub(super) connector: Arc<dyn TargetConnector>,
+    pub(super) schemas: Schemas,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) trial: Trial,
+}
+
+/// What is known from earlier sessions about transactions that cannot be applied.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    /// What the session was applying when it ended.
+    pub(super) suspect: Option<Suspect>,
+    /// A batch failed: transactions go one by one until here, so that the one is found.
+    pub(super) one_by_one: Option<Place>,
+    /// What the operator has told us to leave out.
+    pub(super) skip: Option<Skip>,
+}
+
+/// What is to be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skip {
+    /// The rows of a transaction.
+    Transaction(Place),
+    /// A change of a definition.
+    SchemaChange(Place),
+}
+
+/// How a session ended without an error.
+#[derive(Debug)]
+pub(super) enum Ending {
+    Shutdown,
+    /// The target is held on to, and with it the lock.
+    Paused,
+    /// From the progress again, at once.
+    Restart,
+}
+
+/// Whether the loop goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    On,
+    Restart,
+}
+
+/// What the first thing read has to show, so that nothing is missing between the progress and it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Continuity {
+    /// Read by offset from the same log, or shown.
+    Certain,
+    /// The log must have something that is applied already, or begin a snapshot.
+    ByPlace,
+}
+
+enum Event {
+    Batches(Vec<RecordBatch>),
+    /// Nothing more to be had right now.
+    Nothing,
+    Command(Command),
+    Shutdown,
+}
+
+pub(super) struct Session<'a> {
+    pub(super) context: &'a mut Context,
+    pub(super) target: Box<dyn Target>,
+    pub(super) assembler: Assembler,
+    pub(super) progress: Progress,
+    pub(super) state: SavedState,
+    pub(super) tables: HashMap<SchemaId, Arc<Table>>,
+    pub(super) batch: Batch,
+    /// Rows of the transaction that is being streamed into an open transaction of the target.
+    pub(super) large: Option<usize>,
+    reader: Box<dyn LogReader>,
+    identity: LogIdentity,
+    continuity: Continuity,
+    group: Group,
+}
+
+impl<'a> Session<'a> {
+    /// Takes the pipeline over, on a target that holds its lock.
+    pub(super) async fn open(
+        context: &'a mut Context,
+        mut target: Box<dyn Target>,
+    ) -> Result<Self, Error> {
+        let identity = context.log.identity().await?;
+        let log_start = context.log.start().await?;
+        let initial = Progress {
+            pipeline: context.config.name.clone(),
+            cluster_id: identity.cluster_id.clone(),
+            topic_id: identity.topic_id.clone(),
+            next_offset: log_start.get(),
+            place: Place::default(),
+            fence: 0,
+            state: "{}".into(),
+        };
+        let progress = target.take_over(&initial).await?;
+        let state: SavedState = serde_json::from_str(&progress.state)
+            .map_err(|source| Error::State { pipeline: progress.pipeline.clone(), source })?;
+        let start = Start::of(&progress, &state, &identity, log_start)?;
+        let bounds = PartBounds {
+            rows: context.config.batch.rows,
+            bytes: context.config.held_bytes(),
+            row_bytes: context.config.max_row_bytes,
+        };
+        let reader = context.log.reader(start.from, context.config.prefetch_bytes());
+        let group = Group::new(Arc::clone(&context.log), &context.config.name, start.from);
+        tracing::info!(
+            place = %progress.place,
+            next_offset = %start.from,
+            fence = progress.fence,
+            "applying"
+        );
+        let mut session = Self {
+            assembler: Assembler::new(start.resume, start.from, bounds),
+            target,
+            progress,
+            state,
+            tables: HashMap::new(),
+            batch: Batch::default(),
+            large: None,
+            reader,
+            identity,
+            continuity: start.continuity,
+            group,
+            context,
+        };
+        if session.state.snapshot.is_none()
+            && session.state.tables.iter().any(|table| table.unfinished)
+        {
+            session.finish_all().await?;
+            session.save().await?;
+        }
+        session.show();
+        Ok(session)
+    }
+
+    /// Applies until something ends it.
+    pub(super) async fn run(
+        &mut self,
+        shutdown: &CancellationToken,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<Ending, Error> {
+        loop {
+            match self.assembler.next() {
+                Ok(Some(item)) => {
+                    if self.take(item).await? == Flow::Restart {
+                        return Ok(Ending::Restart);
+                    }
+                    if !self.batch.is_empty() {
+                        continue;
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    // What stands before it is whole.
+                    self.flush().await?;
+                    return Err(error.into());
+                }
+            }
+            match self.wait(shutdown, commands).await? {
+                Event::Batches(batches) => {
+                    for batch in batches {
+                        self.assembler.push(batch);
+                    }
+                }
+                Event::Nothing => self.flush().await?,
+                Event::Shutdown => {
+                    self.rest().await?;
+                    return Ok(Ending::Shutdown);
+                }
+                Event::Command(command) => {
+                    if self.obey(command).await? {
+                        return Ok(Ending::Paused);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells the log how far we are, and gives the target back.
+    pub(super) async fn close(self) -> Box<dyn Target> {
+        self.group.close().await;
+        self.target
+    }
+
+    /// Commits what is whole and undoes what is not.
+    async fn rest(&mut self) -> Result<(), Error> {
+        self.abandon_large().await?;
+        self.flush().await
+    }
+
+    /// `true`: pause.
+    async fn obey(&mut self, command: Command) -> Result<bool, Error> {
+        match command.order {
+            Order::Pause => {
+                self.rest().await?;
+                command.answer(Ok(()));
+                Ok(true)
+            }
+            Order::Resume => {
+                command.refuse("the pipeline is running");
+                Ok(false)
+            }
+            Order::Skip(_) => {
+                command.refuse("the pipeline is running: nothing keeps it from going on");
+                Ok(false)
+            }
+        }
+    }
+
+    /// The one place where the session waits for the world.
+    async fn wait(
+        &mut self,
+        shutdown: &CancellationToken,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> Result<Event, Error> {
+        // While there is something to do, look but do not wait.
+        let busy = !self.batch.is_empty() || !self.assembler.is_drained();
+        let event = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Event::Shutdown,
+            Some(command) = commands.recv() => Event::Command(command),
+            batches = self.reader.next(), if self.assembler.is_drained() => match batches {
+                Ok(batches) => Event::Batches(batches),
+                Err(error) => return self.reader_failed(error).await,
+            },
+            () = std::future::ready(()) => Event::Nothing,
+        };
+        if busy || !matches!(event, Event::Nothing) {
+            return Ok(event);
+        }
+        self.show_caught_up();
+        loop {
+            return Ok(tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Event::Shutdown,
+                Some(command) = commands.recv() => Event::Command(command),
+                batches = self.reader.next() => match batches {
+                    Ok(batches) => Event::Batches(batches),
+                    Err(error) => return self.reader_failed(error).await,
+                },
+                () = self.group.tick() => continue,
+            });
+        }
+    }
+
+    /// What was read before stands for itself.
+    async fn reader_failed(&mut self, error: Error) -> Result<Event, Error> {
+        self.flush().await?;
+        self.context.trial.suspect = None;
+        Err(error)
+    }
+
+    async fn take(&mut self, item: Item) -> Result<Flow, Error> {
+        match item {
+            Item::Schema(id) => {
+                let learned = self.learn(id).await;
+                if learned.is_err() && self.large.is_none() {
+                    // What stands before it is whole and has nothing to do with it.
+                    self.flush().await?;
+                }
+                return learned;
+            }
+            Item::Part(part) => self.take_part(part).await?,
+            Item::Voided { transaction, snapshot } => {
+                tracing::warn!(%transaction, snapshot, "unfinished in the log, and superseded");
+                self.abandon_large().await?;
+                if snapshot {
+                    self.flush().await?;
+                    self.state.void_snapshot(transaction);
+                }
+            }
+            Item::Idle(mark) => {
+                self.check_follows(mark.place)?;
+                self.batch.pass(mark);
+            }
+            Item::SnapshotBegin { snapshot, mark } => {
+                self.continuity = Continuity::Certain;
+                self.begin_snapshot(snapshot, mark).await?;
+            }
+            Item::TableBegin { schema, begin, mark } => {
+                self.begin_table(schema, begin, mark).await?;
+            }
+            Item::TableEnd { mark, .. } => self.end_table(mark),
+            Item::SnapshotEnd(mark) => self.end_snapshot(mark).await?,
+            Item::SchemaChange { table, description, place, .. } => {
+                if self.context.trial.skip == Some(Skip::SchemaChange(place)) {
+                    tracing::warn!(%place, %table, "schema change skipped on command");
+                    self.context.metrics.note_skip();
+                } else {
+                    self.rest().await?;
+                    self.context.trial.suspect = None;
+                    return Err(Error::SchemaChange { table, description, place });
+                }
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    async fn take_part(&mut self, mut part: Part) -> Result<(), Error> {
+        if !part.snapshot {
+            self.check_follows(part.mark.place)?;
+            self.skip_if_told(&mut part);
+        }
+        if part.snapshot || (part.first && part.end && self.large.is_none()) {
+            self.batch.add(part);
+            if self.is_batch_full() {
+                self.flush().await?;
+            }
+            return Ok(());
+        }
+        self.stream(part).await
+    }
+
+    fn is_batch_full(&self) -> bool {
+        let config = &self.context.config;
+        self.batch.is_full(config.batch, config.held_bytes())
+            || (self.context.trial.one_by_one.is_some() && self.batch.transactions() > 0)
+    }
+
+    fn skip_if_told(&mut self, part: &mut Part) {
+        if let Some(Skip::Transaction(place)) = self.context.trial.skip
+            && place.same_transaction(&part.mark.place)
+        {
+            tracing::warn!(
+                position = transaction_position(place),
+                rows = part.changes.len(),
+                "transaction skipped on command"
+            );
+            part.changes.clear();
+            if part.end {
+                self.context.metrics.note_skip();
+            }
+        }
+    }
+
+    /// That nothing is missing between what is applied and `place`.
+    fn check_follows(&mut self, place: Place) -> Result<(), Error> {
+        if let Some(snapshot) = self.state.given_up {
+            return Err(Error::SnapshotGivenUp(snapshot));
+        }
+        if self.continuity == Continuity::ByPlace {
+            if !self.assembler.has_met_passed() {
+                return Err(Error::Gap { applied: self.progress.place, found: place });
+            }
+            self.continuity = Continuity::Certain;
+        }
+        Ok(())
+    }
+
+    /// Commits the open transaction with the progress `mark`.
+    pub(super) async fn commit(&mut self, mark: Mark) -> Result<(), Error> {
+        self.state.writer = mark.writer;
+        self.state.streaming |= self.state.snapshot.is_none();
+        let progress = Progress {
+            cluster_id: self.identity.cluster_id.clone(),
+            topic_id: self.identity.topic_id.clone(),
+            next_offset: mark.next_offset.get(),
+            place: mark.place,
+            state: self.state_text()?,
+            ..self.progress.clone()
+        };
+        self.target.commit(&progress).await?;
+        self.progress = progress;
+        self.context.trial.passed(mark.place);
+        self.group.note(mark.next_offset);
+        self.show();
+        Ok(())
+    }
+
+    /// Commits what is to be remembered, at the place where we are.
+    pub(super) async fn save(&mut self) -> Result<(), Error> {
+        let progress = Progress { state: self.state_text()?, ..self.progress.clone() };
+        self.target.begin().await?;
+        self.target.commit(&progress).await?;
+        self.progress = progress;
+        Ok(())
+    }
+
+    fn state_text(&self) -> Result<String, Error> {
+        serde_json::to_string(&self.state)
+            .map_err(|source| Error::State { pipeline: self.progress.pipeline.clone(), source })
+    }
+
+    /// What was committed, for the numbers.
+    pub(super) fn note_applied(&self, rows: usize, transactions: usize, committed_at_us: &[i64]) {
+        let metrics = &self.context.metrics;
+        metrics.note_commit(rows, transactions);
+        if committed_at_us.is_empty() {
+            return;
+        }
+        let now = (self.context.config.clock)();
+        for at in committed_at_us {
+            metrics.note_latency(now.saturating_sub(*at));
+        }
+        let last = committed_at_us.last().copied();
+        self.context.status.send_modify(|status| status.committed_at_us = last);
+    }
+
+    /// Shows where we are.
+    pub(super) fn show(&self) {
+        let untouched = self.progress.place == Place::default();
+        let state = match self.state.snapshot {
+            Some(_) => State::Snapshot,
+            None if self.state.given_up.is_some() => State::Snapshot,
+            None if untouched && !self.state.streaming => State::Starting,
+            None => State::Streaming,
+        };
+        let place = (!untouched).then_some(self.progress.place);
+        let next_offset = Some(self.progress.next_offset);
+        self.context.status.send_modify(|status| {
+            status.state = state;
+            status.place = place;
+            status.next_offset = next_offset;
+            status.caught_up = false;
+            status.failure = None;
+        });
+    }
+
+    fn show_caught_up(&self) {
+        let caught_up = self.reader.is_at_end() && self.assembler.unfinished().is_none();
+        self.context.status.send_if_modified(|status| {
+            std::mem::replace(&mut status.caught_up, caught_up) != caught_up
+        });
+    }
+}
+
+impl Trial {
+    /// A commit has passed this place.
+    fn passed(&mut self, place: Place) {
+        self.suspect = None;
+        if self.one_by_one.is_some_and(|until| until <= place) {
+            self.one_by_one = None;
+        }
+        let done = match self.skip {
+            Some(Skip::Transaction(skip) | Skip::SchemaChange(skip)) => skip <= place,
+            None => false,
+        };
+        if done {
+            self.skip = None;
+        }
+    }
+}
+
+/// Where reading begins.
+struct Start {
+    from: Offset,
+    resume: Resume,
+    continuity: Continuity,
+}
+
+impl Start {
+    fn of(
+        progress: &Progress,
+        state: &SavedState,
+        identity: &LogIdentity,
+        log_start: Offset,
+    ) -> Result<Self, Error> {
+        let same =
+            progress.cluster_id == identity.cluster_id && progress.topic_id == identity.topic_id;
+        let untouched = progress.place == Place::default() && *state == SavedState::default();
+        let from_start = |applied| Self {
+            from: log_start,
+            resume: Resume { applied, writer: None, snapshot: None },
+            continuity: Continuity::ByPlace,
+        };
+        if untouched {
+            let mut start = from_start(progress.place);
+            if log_start == Offset::ZERO {
+                start.continuity = Continuity::Certain;
+            }
+            return Ok(start);
+        }
+        if !same {
+            tracing::warn!(
+                place = %progress.place,
+                "another log than the one this pipeline has read: looking for the place in it"
+            );
+            return Ok(from_start(progress.place));
+        }
+        let from = Offset::new(progress.next_offset);
+        if from < log_start {
+            return Err(Error::OffsetOutOfRange { wanted: from, log_start });
+        }
+        Ok(Self {
+            from,
+            resume: Resume {
+                applied: progress.place,
+                writer: state.writer,
+                snapshot: state.snapshot,
+            },
+            continuity: Continuity::Certain,
+        })
+    }
+}
+
+/// How status and commands name a transaction.
+pub(super) fn transaction_position(place: Place) -> String {
+    format!("{}@{}", place.epoch, place.commit)
+}

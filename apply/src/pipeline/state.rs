@@ -1,0 +1,91 @@
+//! What a pipeline remembers in its progress row besides the place: JSON, written by every commit.
+//!
+//! | field | what |
+//! |---|---|
+//! | `writer` | who writes the log from `next_offset` on |
+//! | `snapshot` | the snapshot being loaded |
+//! | `given_up` | a snapshot that was voided and not yet replaced |
+//! | `streaming` | whether a snapshot was ever loaded to its end, or none was needed |
+//! | `tables` | target tables that this pipeline writes |
+
+use serde::{Deserialize, Serialize};
+use tailwater_change::{Place, SchemaId, TableId};
+
+use crate::Writer;
+
+/// See the module.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedState {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) writer: Option<Writer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) snapshot: Option<Place>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) given_up: Option<Place>,
+    #[serde(default)]
+    pub(super) streaming: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) tables: Vec<SavedTable>,
+}
+
+/// A target table that this pipeline writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedTable {
+    pub(super) table: TableId,
+    /// By which schema its rows were last loaded or described.
+    pub(super) schema: SchemaId,
+    /// Whether indexes and foreign keys are still ours to make.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) unfinished: bool,
+    /// Whether it had rows before us that are to be kept.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) merged: bool,
+    /// Whether its rows come from a snapshot that was given up.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) void: bool,
+    /// Whether its rows come from the snapshot that is being loaded.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) loading: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl SavedState {
+    pub(super) fn table(&self, name: &TableId) -> Option<&SavedTable> {
+        self.tables.iter().find(|table| table.table == *name)
+    }
+
+    /// The entry of a table, made if it is missing.
+    pub(super) fn table_mut(&mut self, name: &TableId, schema: SchemaId) -> &mut SavedTable {
+        let at = self.tables.iter().position(|table| table.table == *name);
+        let at = at.unwrap_or_else(|| {
+            self.tables.push(SavedTable {
+                table: name.clone(),
+                schema,
+                unfinished: false,
+                merged: false,
+                void: false,
+                loading: false,
+            });
+            self.tables.len() - 1
+        });
+        &mut self.tables[at]
+    }
+
+    /// The snapshot that is being loaded does not end: what came of it is to be replaced.
+    pub(super) fn void_snapshot(&mut self, snapshot: Place) {
+        for table in &mut self.tables {
+            table.void |= std::mem::take(&mut table.loading);
+        }
+        self.snapshot = None;
+        self.given_up = Some(snapshot);
+    }
+
+    /// Whether rows of this table stay when their source does not say so.
+    pub(super) fn is_merging(&self, name: &TableId) -> bool {
+        self.snapshot.is_some() && self.table(name).is_some_and(|table| table.merged)
+    }
+}

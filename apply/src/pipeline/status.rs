@@ -1,0 +1,92 @@
+//! What others see of a pipeline.
+
+use std::fmt;
+
+use serde::Serialize;
+use tailwater_change::Place;
+
+/// What a pipeline is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Connecting.
+    Starting,
+    /// Loading a snapshot: the target shows parts of it.
+    Snapshot,
+    /// Every commit of the target is at the end of a source's transaction.
+    Streaming,
+    /// Waiting to try again after an error that may pass.
+    Retrying,
+    /// Another process applies this pipeline.
+    Standby,
+    /// Told to wait.
+    Paused,
+    /// Waiting for a person.
+    Stopped,
+}
+
+impl State {
+    /// Its name, as `status` and the metrics print it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Snapshot => "snapshot",
+            Self::Streaming => "streaming",
+            Self::Retrying => "retrying",
+            Self::Standby => "standby",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The last error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// What happened.
+    pub reason: String,
+    /// The place of the transaction or schema change that could not be applied: what
+    /// `tailwater skip` has to name.
+    pub position: Option<String>,
+    /// What to do about it; empty where waiting is all.
+    pub remedy: String,
+}
+
+/// A pipeline at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// The last place that is applied, inclusive; `None`: nothing yet, or not known yet.
+    pub place: Option<Place>,
+    /// The first offset that is not applied.
+    pub next_offset: Option<i64>,
+    /// When the source committed the last transaction that is applied: microseconds since 1970.
+    pub committed_at_us: Option<i64>,
+    /// Whether everything in the log is applied, as far as we have seen: then the lag is 0.
+    pub caught_up: bool,
+    /// The last error; kept until a commit succeeds.
+    pub failure: Option<Failure>,
+}
+
+impl Status {
+    pub(super) fn new(name: String) -> Self {
+        Self {
+            name,
+            state: State::Starting,
+            place: None,
+            next_offset: None,
+            committed_at_us: None,
+            caught_up: false,
+            failure: None,
+        }
+    }
+}
