@@ -33,6 +33,22 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The certificates or keys for TLS are not what they should be.
+    #[error("TLS settings: {problem}")]
+    TlsConfig {
+        /// What is wrong.
+        problem: String,
+    },
+    /// The broker does not believe that we are who we say, or we do not believe it.
+    #[error("authenticate as {username:?} to {address}: {problem}")]
+    Authentication {
+        /// `host:port`.
+        address: String,
+        /// Who we say we are.
+        username: String,
+        /// What is wrong.
+        problem: String,
+    },
     /// None of the bootstrap brokers answers.
     #[error("none of the brokers answers: {addresses}")]
     NoBroker {
@@ -228,6 +244,8 @@ impl Error {
             Self::ProducerFailed(source) => source.disposition(),
             Self::Fenced { .. } => Disposition::Fenced,
             Self::NoCommonVersion { .. }
+            | Self::TlsConfig { .. }
+            | Self::Authentication { .. }
             | Self::PartitionCount { .. }
             | Self::TopicRecreated { .. }
             | Self::LogShrunk { .. }

@@ -4,6 +4,8 @@
 //! with its own response. What rides on it (client, producer, reader) cannot tell which it is.
 
 mod in_process;
+mod sasl;
+mod security;
 mod tcp;
 
 use std::{
@@ -15,6 +17,8 @@ use std::{
 };
 
 use in_process::InProcess;
+use security::Secured;
+pub use security::{SaslConfig, SaslMechanism, Security, TlsConfig};
 use tcp::Tcp;
 
 use crate::{
@@ -36,14 +40,14 @@ pub struct Transport {
 
 #[derive(Clone)]
 enum Way {
-    Tcp(Arc<[String]>),
+    Tcp { bootstrap: Arc<[String]>, secured: Secured },
     InProcess(Arc<dyn Node>),
 }
 
 impl std::fmt::Debug for Transport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.way {
-            Way::Tcp(bootstrap) => f.debug_tuple("Tcp").field(bootstrap).finish(),
+            Way::Tcp { bootstrap, .. } => f.debug_tuple("Tcp").field(bootstrap).finish(),
             Way::InProcess(node) => f.debug_tuple("InProcess").field(&node.node_id()).finish(),
         }
     }
@@ -53,7 +57,16 @@ impl Transport {
     /// A cluster reached through any of `bootstrap`, each `host:port`.
     #[must_use]
     pub fn tcp(bootstrap: Vec<String>) -> Self {
-        Self { way: Way::Tcp(bootstrap.into()) }
+        Self { way: Way::Tcp { bootstrap: bootstrap.into(), secured: Secured::default() } }
+    }
+
+    /// A cluster reached through any of `bootstrap`, each `host:port`, with TLS and SASL.
+    ///
+    /// # Errors
+    /// [`Error::TlsConfig`] if the certificates are not what they should be.
+    pub fn tcp_secured(bootstrap: Vec<String>, security: &Security) -> Result<Self, Error> {
+        let secured = Secured::new(security)?;
+        Ok(Self { way: Way::Tcp { bootstrap: bootstrap.into(), secured } })
     }
 
     /// The node of this process; other brokers of its cluster are reached over TCP.
@@ -66,15 +79,17 @@ impl Transport {
     pub(crate) async fn bootstrap(&self, settings: &Settings) -> Result<Connection, Error> {
         match &self.way {
             Way::InProcess(node) => Ok(Connection::in_process(node, settings)),
-            Way::Tcp(addresses) => {
+            Way::Tcp { bootstrap, secured } => {
                 let mut last = None;
-                for address in addresses.iter() {
-                    match Connection::tcp(address, settings).await {
+                for address in bootstrap.iter() {
+                    match Connection::tcp(address, secured, settings).await {
                         Ok(connection) => return Ok(connection),
+                        // Asking the others with the same password helps nobody.
+                        Err(error @ Error::Authentication { .. }) => return Err(error),
                         Err(error) => last = Some(error),
                     }
                 }
-                let addresses = addresses.join(", ");
+                let addresses = bootstrap.join(", ");
                 let source = Box::new(last.unwrap_or(Error::Closed));
                 Err(Error::NoBroker { addresses, source })
             }
@@ -92,7 +107,8 @@ impl Transport {
             Way::InProcess(node) if node.node_id() == id => {
                 Ok(Connection::in_process(node, settings))
             }
-            Way::InProcess(_) | Way::Tcp(_) => Connection::tcp(address, settings).await,
+            Way::InProcess(_) => Connection::tcp(address, &Secured::default(), settings).await,
+            Way::Tcp { secured, .. } => Connection::tcp(address, secured, settings).await,
         }
     }
 }
@@ -147,9 +163,12 @@ impl Connection {
         Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, versions }
     }
 
-    async fn tcp(address: &str, settings: &Settings) -> Result<Self, Error> {
-        let tcp = Tcp::connect(address, settings).await?;
+    async fn tcp(address: &str, secured: &Secured, settings: &Settings) -> Result<Self, Error> {
+        let tcp = Tcp::connect(address, secured, settings).await?;
         let versions = negotiate(&tcp).await?.into();
+        if let Some(sasl) = &secured.sasl {
+            sasl::authenticate(&tcp, sasl).await?;
+        }
         let link = Link::Tcp(Arc::new(tcp));
         Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, versions })
     }

@@ -14,18 +14,15 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::AsyncReadExt,
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
     sync::{mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Settings;
+use super::{Settings, security::Secured};
 use crate::{
     error::Error,
     outbox::Outbox,
@@ -44,6 +41,9 @@ const UNANSWERED: usize = 4096;
 
 /// Buffer growth at a time while a large response arrives.
 const READ_STEP_BYTES: usize = 1 << 20;
+
+type Reader = Box<dyn AsyncRead + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
 #[derive(Debug)]
 pub(super) struct Tcp {
@@ -65,14 +65,31 @@ struct Waiting {
 }
 
 impl Tcp {
-    pub(super) async fn connect(address: &str, settings: &Settings) -> Result<Self, Error> {
+    pub(super) async fn connect(
+        address: &str,
+        secured: &Secured,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
         let failed = |source| Error::Connect { address: address.to_owned(), source };
-        let stream = timeout(settings.connect_timeout, TcpStream::connect(address))
+        let connected = timeout(settings.connect_timeout, async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            secured.encrypt(address, stream).await
+        });
+        let connected = connected
             .await
             .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
             .map_err(failed)?;
-        stream.set_nodelay(true).map_err(failed)?;
-        let (reader, writer) = stream.into_split();
+        let (reader, writer): (Reader, Writer) = match connected {
+            Ok(encrypted) => {
+                let (reader, writer) = tokio::io::split(encrypted);
+                (Box::new(reader), Box::new(writer))
+            }
+            Err(plain) => {
+                let (reader, writer) = plain.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+        };
         let (requests, to_write) = mpsc::channel(QUEUE);
         let (unanswered, to_answer) = mpsc::channel(UNANSWERED);
         let closed = CancellationToken::new();
@@ -163,7 +180,7 @@ async fn until_closed(
 }
 
 async fn write_requests(
-    mut writer: OwnedWriteHalf,
+    mut writer: Writer,
     mut requests: mpsc::Receiver<(Vec<Bytes>, Waiting)>,
     unanswered: mpsc::Sender<Waiting>,
 ) -> End {
@@ -174,14 +191,19 @@ async fn write_requests(
             return End::Done;
         }
         outbox.push(parts);
-        if let Err(error) = outbox.write_all(&mut writer).await {
+        // TLS keeps the end of what was written until it is told to send it.
+        let written = async {
+            outbox.write_all(&mut writer).await?;
+            writer.flush().await
+        };
+        if let Err(error) = written.await {
             return End::Io(error);
         }
     }
     End::Done
 }
 
-async fn read_responses(mut reader: OwnedReadHalf, mut unanswered: mpsc::Receiver<Waiting>) -> End {
+async fn read_responses(mut reader: Reader, mut unanswered: mpsc::Receiver<Waiting>) -> End {
     let mut inbox = BytesMut::new();
     loop {
         let frame = match read_frame(&mut reader, &mut inbox).await {
@@ -202,7 +224,7 @@ async fn read_responses(mut reader: OwnedReadHalf, mut unanswered: mpsc::Receive
     }
 }
 
-async fn read_frame(reader: &mut OwnedReadHalf, inbox: &mut BytesMut) -> Result<Bytes, End> {
+async fn read_frame(reader: &mut Reader, inbox: &mut BytesMut) -> Result<Bytes, End> {
     let mut missing = 4;
     loop {
         if let Some(length) = inbox.first_chunk::<4>() {

@@ -9,5 +9,6 @@ mod harness;
 mod kcat;
 mod producer;
 mod reader;
+mod security;
 mod server;
 mod wire;
