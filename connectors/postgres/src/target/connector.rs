@@ -8,8 +8,8 @@ use super::create::table_sql;
 use super::described::{CatalogEntry, Described};
 use super::error::target_error;
 use super::mapping::fits;
-use super::session::PgTarget;
 use super::progress;
+use super::session::PgTarget;
 use crate::connect::{Server, quote, quote_table};
 
 /// The oldest server that is supported.
@@ -94,11 +94,7 @@ impl PostgresTarget {
 
     fn unanswered(&self, error: tokio_postgres::Error) -> Problem {
         Problem::new(
-            format!(
-                "target {}: {}",
-                self.name,
-                target_error("reading the catalog", error)
-            ),
+            format!("target {}: {}", self.name, target_error("reading the catalog", error)),
             "look at the server's log, then check again",
         )
     }
@@ -126,7 +122,9 @@ impl PostgresTarget {
         add(
             row.get::<_, &str>(4) != "UTF8",
             format!("the database's encoding is {}, which lacks characters", row.get::<_, &str>(4)),
-            format!("create it anew: CREATE DATABASE {database} ENCODING 'UTF8' TEMPLATE template0"),
+            format!(
+                "create it anew: CREATE DATABASE {database} ENCODING 'UTF8' TEMPLATE template0"
+            ),
         );
         add(
             !row.get::<_, bool>(5),
@@ -270,12 +268,7 @@ fn hidden_cascades(schema: &TableSchema, to: &TableId) -> Vec<Problem> {
 }
 
 /// Everything but the types of columns that are there.
-fn structure(
-    schema: &TableSchema,
-    to: &TableId,
-    entry: &CatalogEntry,
-    user: &str,
-) -> Vec<Problem> {
+fn structure(schema: &TableSchema, to: &TableId, entry: &CatalogEntry, user: &str) -> Vec<Problem> {
     let mut problems = Vec::new();
     let table = quote_table(to);
     let mut add = |what: String, remedy: String| {

@@ -64,7 +64,8 @@ impl Copy {
     ) -> Result<(), CopyError> {
         match self.format {
             CopyFormat::Binary => {
-                let count = i16::try_from(fields.len()).map_err(|_| bug("more than 32,767 fields"))?;
+                let count =
+                    i16::try_from(fields.len()).map_err(|_| bug("more than 32,767 fields"))?;
                 self.buffer.put_i16(count);
                 for (number, (form, value)) in fields.enumerate() {
                     self.binary(form, &value).await.map_err(|error| error.at(number))?;

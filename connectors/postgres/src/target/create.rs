@@ -101,7 +101,8 @@ async fn make_enum(
     for label in labels {
         if !known.contains(label) {
             let place = previous.map_or_else(String::new, |p| format!(" AFTER {}", literal(p)));
-            let add = format!("ALTER TYPE {native} ADD VALUE IF NOT EXISTS {}{place}", literal(label));
+            let add =
+                format!("ALTER TYPE {native} ADD VALUE IF NOT EXISTS {}{place}", literal(label));
             client.batch_execute(&add).await?;
         }
         previous = Some(label);

@@ -61,9 +61,7 @@ fn moment(text: &str, before_christ: bool) -> Result<i64, Unfit> {
     let (date, time) = text.split_once(' ').ok_or(Unfit::Malformed)?;
     let days = days(date, before_christ)?;
     let micros = micros(time)?;
-    days.checked_mul(MICROS_PER_DAY)
-        .and_then(|day| day.checked_add(micros))
-        .ok_or(Unfit::Range)
+    days.checked_mul(MICROS_PER_DAY).and_then(|day| day.checked_add(micros)).ok_or(Unfit::Range)
 }
 
 fn era(text: &str) -> (&str, bool) {

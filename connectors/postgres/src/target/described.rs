@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tailwater_apply::TargetTable;
 use tailwater_change::{Identity, Kind, TableId, TableSchema};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row};
 
 use super::form::Form;
@@ -41,7 +42,6 @@ pub(super) struct TargetColumn {
 /// A unique index or exclusion constraint.
 #[derive(Debug, Clone)]
 pub(super) struct Unique {
-    pub(super) name: String,
     /// What it indexes, as SQL: columns and expressions.
     pub(super) terms: Vec<String>,
     /// Names of the columns in `terms`, if all are columns and there is no predicate.
@@ -76,8 +76,8 @@ impl CatalogEntry {
         table: &TableId,
         replica: bool,
     ) -> Result<Option<Self>, Error> {
-        let name: (&str, &str) = (&table.schema, &table.name);
-        let Some(row) = client.query_opt(TABLE, &[&name.0, &name.1, &replica]).await? else {
+        let params: [&(dyn ToSql + Sync); 3] = [&table.schema, &table.name, &replica];
+        let Some(row) = client.query_opt(TABLE, &params).await? else {
             return Ok(None);
         };
         let oid: u32 = row.get(0);
@@ -96,10 +96,6 @@ impl CatalogEntry {
 
     pub(super) fn column(&self, name: &str) -> Option<&TargetColumn> {
         self.columns.iter().find(|column| column.name == name)
-    }
-
-    pub(super) fn is_partitioned(&self) -> bool {
-        self.relkind == b'p'
     }
 }
 
@@ -166,8 +162,7 @@ fn column(row: &Row) -> TargetColumn {
 /// A constraint's index depends on the constraint, not on its columns: hence the union. The
 /// column for equal nulls is there from 15 on.
 const UNIQUES: &str = "
-    SELECT c.relname::text,
-           ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, k, false)
+    SELECT ARRAY(SELECT pg_catalog.pg_get_indexdef(i.indexrelid, k, false)
                    FROM pg_catalog.generate_series(1, i.indnkeyatts::integer) k ORDER BY k),
            i.indpred IS NULL AND i.indexprs IS NULL AND NOT i.indisexclusion,
            ARRAY(SELECT a.attname::text
@@ -191,19 +186,18 @@ const UNIQUES: &str = "
      ORDER BY i.indisprimary DESC, c.relname";
 
 fn unique(row: &Row) -> Unique {
-    let keys: Vec<String> = row.get(3);
-    let depends: Vec<String> = row.get(4);
-    let plain = row.get::<_, bool>(2);
+    let keys: Vec<String> = row.get(2);
+    let depends: Vec<String> = row.get(3);
+    let plain = row.get::<_, bool>(1);
     let columns: BTreeSet<String> = keys.iter().cloned().chain(depends).collect();
     Unique {
-        name: row.get(0),
-        terms: row.get(1),
+        terms: row.get(0),
         plain: plain.then_some(keys),
         columns: columns.into_iter().collect(),
-        predicate: row.get(5),
-        immediate: row.get(6),
-        exclusion: row.get(7),
-        nulls_equal: row.get(8),
+        predicate: row.get(4),
+        immediate: row.get(5),
+        exclusion: row.get(6),
+        nulls_equal: row.get(7),
     }
 }
 
@@ -279,14 +273,20 @@ impl Described {
 
     /// What the plan must know.
     pub(super) fn target_table(&self) -> TargetTable {
-        let key: Vec<&str> =
-            self.schema.key().iter().map(|&index| self.schema.columns[index].name.as_str()).collect();
+        let key: Vec<&str> = self
+            .schema
+            .key()
+            .iter()
+            .map(|&index| self.schema.columns[index].name.as_str())
+            .collect();
         let unique_keys = self
             .entry
             .uniques
             .iter()
             .filter(|unique| !is_over(unique, &key))
-            .map(|unique| unique.columns.iter().filter_map(|name| self.schema.column(name)).collect())
+            .map(|unique| {
+                unique.columns.iter().filter_map(|name| self.schema.column(name)).collect()
+            })
             .collect();
         let identity = match &self.schema.identity {
             Identity::Key(key) => key.as_slice(),

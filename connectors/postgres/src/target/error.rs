@@ -62,9 +62,9 @@ pub(super) fn said(error: &DbError) -> String {
         let Some(name) = name else { continue };
         if !text.contains(name) {
             text.push_str(", ");
-        text.push_str(what);
-        text.push(' ');
-        text.push_str(name);
+            text.push_str(what);
+            text.push(' ');
+            text.push_str(name);
         }
     }
     text
@@ -88,9 +88,7 @@ fn refused(operation: &str, error: &DbError) -> TargetError {
         "42P01" | "42703" | "3F000" => {
             "create it as the source has it, or route the table elsewhere, then `tailwater resume`"
         }
-        "42804" | "42883" => {
-            "give the target's column the source's type, then `tailwater resume`"
-        }
+        "42804" | "42883" => "give the target's column the source's type, then `tailwater resume`",
         _ => "do what the server's message says, then `tailwater resume`",
     };
     TargetError::Refused(Problem::new(format!("{operation}: {}", said(error)), remedy))

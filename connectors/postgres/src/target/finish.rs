@@ -21,15 +21,13 @@ pub(super) async fn finish(
 ) -> Result<(), TargetError> {
     let operation = format!("finishing {to}");
     // Definitions are found first: `route` must not be held while the server works.
-    let keys: Vec<(&ForeignKey, TableId)> = schema
-        .foreign_keys
-        .iter()
-        .filter_map(|key| Some((key, route(&key.referenced)?)))
-        .collect();
+    let keys: Vec<(&ForeignKey, TableId)> =
+        schema.foreign_keys.iter().filter_map(|key| Some((key, route(&key.referenced)?))).collect();
     let like = schema.dialect.is_like(Dialect::Postgres);
     with_path(client, to, async || {
         for index in secondary(schema) {
-            let definition = if like { rewritten(index, to) } else { translated(schema, index, to) };
+            let definition =
+                if like { rewritten(index, to) } else { translated(schema, index, to) };
             match definition {
                 Some(definition) => make_index(client, index, to, &definition, like).await?,
                 None => tracing::warn!(
@@ -43,7 +41,8 @@ pub(super) async fn finish(
             make_foreign_key(client, key, to, referenced).await?;
         }
         for column in &schema.columns {
-            let default = column.default.as_deref().filter(|default| like && default.contains("nextval("));
+            let default =
+                column.default.as_deref().filter(|default| like && default.contains("nextval("));
             if let Some(default) = default {
                 make_sequence(client, to, &column.name, default).await?;
             } else if matches!(
@@ -104,10 +103,11 @@ fn translated(schema: &TableSchema, index: &Index, to: &TableId) -> Option<Strin
     let special = ["FULLTEXT", "SPATIAL", "VECTOR"].iter().any(|word| definition.contains(word));
     // `name`(10): a prefix. A unique one says nothing about whole values.
     let prefix = definition.contains("`(") || definition.contains("` (");
-    let prefix = prefix && index.columns.iter().any(|column| {
-        let column = column.to_ascii_uppercase();
-        [format!("`{column}`("), format!("`{column}` (")].iter().any(|p| definition.contains(p))
-    });
+    let prefix = prefix
+        && index.columns.iter().any(|column| {
+            let column = column.to_ascii_uppercase();
+            [format!("`{column}`("), format!("`{column}` (")].iter().any(|p| definition.contains(p))
+        });
     let orders = |name: &String| {
         let column = schema.column(name)?;
         (schema.columns[column].kind != Kind::Json).then(|| quote(name))
@@ -146,7 +146,15 @@ async fn make_index(
         match owner.map(|row| row.get::<_, Option<bool>>(0)) {
             Some(Some(true)) => return Ok(()),
             Some(_) => {}
-            None => return create_index(client, index, to, &definition.replacen("{}", &quote(&name), 1)).await,
+            None => {
+                return create_index(
+                    client,
+                    index,
+                    to,
+                    &definition.replacen("{}", &quote(&name), 1),
+                )
+                .await;
+            }
         }
     }
     tracing::warn!(table = %to, index = index.name, "an index is not made: its name is taken");
@@ -161,9 +169,7 @@ async fn create_index(
     sql: &str,
 ) -> Result<(), Error> {
     match client.batch_execute(sql).await {
-        Err(error)
-            if !index.unique && error.code() == Some(&SqlState::PROGRAM_LIMIT_EXCEEDED) =>
-        {
+        Err(error) if !index.unique && error.code() == Some(&SqlState::PROGRAM_LIMIT_EXCEEDED) => {
             tracing::warn!(
                 table = %to,
                 index = index.name,
@@ -227,10 +233,7 @@ fn action(action: ReferentialAction) -> &'static str {
 /// Sets the identity's sequence beyond the largest value there is.
 async fn advance_sequence(client: &Client, to: &TableId, column: &str) -> Result<(), Error> {
     let row = client
-        .query_one(
-            "SELECT pg_catalog.pg_get_serial_sequence($1, $2)",
-            &[&quote_table(to), &column],
-        )
+        .query_one("SELECT pg_catalog.pg_get_serial_sequence($1, $2)", &[&quote_table(to), &column])
         .await?;
     match row.get::<_, Option<String>>(0) {
         Some(sequence) => set_beyond(client, &sequence, to, column).await,

@@ -192,7 +192,9 @@ mod tests {
         let bytes = put(Form::Uuid, Value::Text(text)).unwrap();
         assert_eq!(bytes[..3], [0x00, 0x11, 0x22]);
         assert_eq!(bytes.len(), 16);
-        for text in ["", "00112233-4455-6677-8899-aabbccddeef", "g", "00112233445566778899aabbccddeeff0"] {
+        for text in
+            ["", "00112233-4455-6677-8899-aabbccddeef", "g", "00112233445566778899aabbccddeeff0"]
+        {
             assert_eq!(put(Form::Uuid, Value::Text(text)), Err(Unfit::Malformed), "{text}");
         }
     }

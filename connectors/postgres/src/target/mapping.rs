@@ -302,13 +302,16 @@ mod tests {
             let (to, _) = choose(&kind);
             assert!(!to.is_empty(), "{from}");
         }
-        assert!(mapping().iter().any(|row| row.from == "bigint unsigned" && row.to == "numeric(20)"));
+        assert!(
+            mapping().iter().any(|row| row.from == "bigint unsigned" && row.to == "numeric(20)")
+        );
     }
 
     #[test]
     fn narrower_columns_are_refused_and_wider_ones_taken() {
         let check = |kind: Kind, native, base, typmod, expected: bool| {
-            let fit = fits(&source(kind.clone(), native), Dialect::Mysql, &target(base, typmod), &[]);
+            let fit =
+                fits(&source(kind.clone(), native), Dialect::Mysql, &target(base, typmod), &[]);
             assert_eq!(fit.is_ok(), expected, "{native} into {base}({typmod}): {fit:?}");
         };
         let int = |bits, signed| Kind::Int { bits, signed };

@@ -36,4 +36,4 @@ mod steps;
 mod unfit;
 
 pub use connector::{PostgresTarget, TargetConfig, connector};
-pub use mapping::{Mapping, mapping};
+pub use mapping::{Fit, Mapping, mapping};

@@ -55,19 +55,21 @@ fn put_digits(
     // The first group of the whole part is short where its length is no multiple of four.
     let (head, tail) = whole.split_at(whole.len() % GROUP);
     let whole_groups = whole.len().div_ceil(GROUP);
-    let groups = (!head.is_empty())
-        .then_some(head)
-        .into_iter()
-        .chain(tail.chunks(GROUP))
-        .map(value)
-        .chain(fraction.chunks(GROUP).map(|group| {
-            (group.len()..GROUP).fold(value(group), |digit, _| digit * 10)
-        }));
+    let groups =
+        (!head.is_empty()).then_some(head).into_iter().chain(tail.chunks(GROUP)).map(value).chain(
+            fraction
+                .chunks(GROUP)
+                .map(|group| (group.len()..GROUP).fold(value(group), |digit, _| digit * 10)),
+        );
     let (mut leading, mut kept, mut zeros) = (0_usize, 0_usize, 0_usize);
     for digit in groups {
         if digit == 0 {
             // A zero counts only between digits that are none.
-            if kept == 0 { leading += 1 } else { zeros += 1 }
+            if kept == 0 {
+                leading += 1
+            } else {
+                zeros += 1
+            }
             continue;
         }
         for _ in 0..zeros {

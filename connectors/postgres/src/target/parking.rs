@@ -191,7 +191,8 @@ impl PgTarget {
                 Ok(None)
             }
             Err(Failure::Data(error)) if is_in_the_way(&error) => {
-                let back = "ROLLBACK TO SAVEPOINT tailwater_place; RELEASE SAVEPOINT tailwater_place";
+                let back =
+                    "ROLLBACK TO SAVEPOINT tailwater_place; RELEASE SAVEPOINT tailwater_place";
                 self.run(back, "ROLLBACK TO SAVEPOINT").await?;
                 Ok(Some(error))
             }
@@ -337,9 +338,8 @@ fn meets(table: &Described, unique: &Unique) -> String {
         .collect();
     if let Some(predicate) = &unique.predicate {
         conditions.push(format!("({predicate})"));
-        conditions.push(format!(
-            "EXISTS (SELECT FROM {parking} WHERE {NUMBER} = $1 AND ({predicate}))"
-        ));
+        conditions
+            .push(format!("EXISTS (SELECT FROM {parking} WHERE {NUMBER} = $1 AND ({predicate}))"));
     }
     conditions.join(" AND ")
 }

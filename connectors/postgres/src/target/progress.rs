@@ -96,10 +96,7 @@ const READ: &str = "
       FROM tailwater.progress WHERE pipeline = $1";
 
 /// Reads the pipeline's row.
-pub(super) async fn read(
-    client: &Client,
-    pipeline: &str,
-) -> Result<Option<Progress>, TargetError> {
+pub(super) async fn read(client: &Client, pipeline: &str) -> Result<Option<Progress>, TargetError> {
     let row = client
         .query_opt(READ, &[&pipeline])
         .await

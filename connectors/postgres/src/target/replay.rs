@@ -18,7 +18,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::error::DbError;
 
 use super::described::Shared;
-use super::error::{Failure, said};
+use super::error::Failure;
 use super::param::Param;
 use super::parking::{blocked, is_in_the_way};
 use super::rows;
@@ -64,11 +64,15 @@ impl PgTarget {
         self.run("SAVEPOINT tailwater_run", "SAVEPOINT").await?;
         let done = self.pipeline(&jobs).await;
         let end = match &done {
-            Ok(counts) if counts.iter().all(|&count| count == 1) => "RELEASE SAVEPOINT tailwater_run",
+            Ok(counts) if counts.iter().all(|&count| count == 1) => {
+                "RELEASE SAVEPOINT tailwater_run"
+            }
             Ok(_) | Err(Failure::Data(_)) => {
                 "ROLLBACK TO SAVEPOINT tailwater_run; RELEASE SAVEPOINT tailwater_run"
             }
-            Err(Failure::Other(_)) => return done.map(|_| true).map_err(|f| f.into_error("replaying")),
+            Err(Failure::Other(_)) => {
+                return done.map(|_| true).map_err(|f| f.into_error("replaying"));
+            }
         };
         self.run(end, "the end of a run").await?;
         Ok(end.starts_with("RELEASE"))

@@ -183,7 +183,8 @@ impl PgTarget {
         &self,
         jobs: &[(Statement, Vec<Param<'_>>)],
     ) -> Result<Vec<u64>, Failure> {
-        let all = jobs.iter().map(|(statement, params)| self.session.execute_raw(statement, params));
+        let all =
+            jobs.iter().map(|(statement, params)| self.session.execute_raw(statement, params));
         let results: Vec<Result<u64, Error>> = join_all(all).await;
         results
             .into_iter()
@@ -192,7 +193,11 @@ impl PgTarget {
     }
 
     /// Makes a temporary table that was not there; empties one that was.
-    pub(super) async fn fresh_temporary(&mut self, name: &str, create: &str) -> Result<(), Failure> {
+    pub(super) async fn fresh_temporary(
+        &mut self,
+        name: &str,
+        create: &str,
+    ) -> Result<(), Failure> {
         let sql = if self.temporary.contains(name) {
             format!("TRUNCATE {name}")
         } else {

@@ -57,11 +57,7 @@ pub(super) fn insert(table: &Described) -> String {
     if table.flows.is_empty() {
         return format!("INSERT INTO {} DEFAULT VALUES", table.sql);
     }
-    format!(
-        "INSERT INTO {} ({columns}){} VALUES ({values})",
-        table.sql,
-        overriding(table),
-    )
+    format!("INSERT INTO {} ({columns}){} VALUES ({values})", table.sql, overriding(table),)
 }
 
 /// Without it, identity columns that are always generated take no value.
@@ -110,11 +106,9 @@ pub(super) fn delete(table: &Described) -> String {
         Identity::Key(key) => {
             format!("DELETE FROM {} AS t WHERE {}", table.sql, by_parameters(table, key, 1))
         }
-        Identity::Full => format!(
-            "{} DELETE FROM {} AS t USING one WHERE {ONE}",
-            one(table, 1),
-            table.sql
-        ),
+        Identity::Full => {
+            format!("{} DELETE FROM {} AS t USING one WHERE {ONE}", one(table, 1), table.sql)
+        }
     }
 }
 
@@ -127,11 +121,9 @@ pub(super) fn delete_staged(table: &Described) -> String {
             stage(table),
             by_stage(table, key, Names::Old),
         ),
-        Identity::Full => format!(
-            "{} DELETE FROM {} AS t USING one WHERE {ONE}",
-            one_each(table),
-            table.sql,
-        ),
+        Identity::Full => {
+            format!("{} DELETE FROM {} AS t USING one WHERE {ONE}", one_each(table), table.sql,)
+        }
     }
 }
 
@@ -203,9 +195,8 @@ pub(super) fn update_staged(table: &Described, set: &[usize], names: Names) -> S
 /// where no column may be set.
 fn idle(table: &Described) -> String {
     let column = table.flows.iter().find(|&&index| !table.column(index).identity_always);
-    column.map_or_else(String::new, |&index| {
-        format!("{name} = t.{name}", name = name(table, index))
-    })
+    column
+        .map_or_else(String::new, |&index| format!("{name} = t.{name}", name = name(table, index)))
 }
 
 /// Whether the row whose identity the parameters are is there.

@@ -146,7 +146,10 @@ impl PgTarget {
     }
 
     /// Executes one-row statements; a row that counts for more than one makes the sum useless.
-    async fn counted(&self, jobs: &[(tokio_postgres::Statement, Vec<Param<'_>>)]) -> Result<u64, Failure> {
+    async fn counted(
+        &self,
+        jobs: &[(tokio_postgres::Statement, Vec<Param<'_>>)],
+    ) -> Result<u64, Failure> {
         let counts = self.pipeline(jobs).await?;
         Ok(counts.iter().map(|&count| if count > 1 { u64::MAX >> 16 } else { count }).sum())
     }
@@ -204,7 +207,11 @@ fn groups<'a>(table: &Described, rows: &'a [Change]) -> Vec<Group<'a>> {
     }
     found
         .into_iter()
-        .map(|((unsent, names), rows)| Group { set: columns_set(table, unsent, names), names, rows })
+        .map(|((unsent, names), rows)| Group {
+            set: columns_set(table, unsent, names),
+            names,
+            rows,
+        })
         .collect()
 }
 

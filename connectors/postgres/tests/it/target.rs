@@ -322,7 +322,9 @@ async fn a_session_that_dies_in_commit_leaves_the_answer_in_the_progress() {
     let mut fixture = Fixture::with_url(server, &database, server.url(&database)).await;
     let table = fixture.describe(simple("t")).await;
     let ours = fixture.target.take_over(&initial("shop")).await.unwrap();
-    server.sql(&database, &format!("ALTER DATABASE {database} SET synchronous_commit = on")).unwrap();
+    server
+        .sql(&database, &format!("ALTER DATABASE {database} SET synchronous_commit = on"))
+        .unwrap();
     let mut target = fixture.connector.connect().await.unwrap();
     target.begin().await.unwrap();
     let rows = vec![insert(&table, &[Value::Int(1), Value::Null, Value::Null])];
@@ -382,14 +384,17 @@ async fn a_plain_role_is_told_what_it_lacks_and_can_work() {
             .unwrap();
         let url = server.url(&database).replace("postgres@", &format!("{role}@"));
         let mut fixture = {
-            let connector = connector(TargetConfig { name: "copy".into(), url: url.clone() }).unwrap();
+            let connector =
+                connector(TargetConfig { name: "copy".into(), url: url.clone() }).unwrap();
             let problems = connector.check().await;
             let said: Vec<String> = problems.iter().map(ToString::to_string).collect();
             let grant = format!("GRANT SET ON PARAMETER session_replication_role TO \"{role}\"");
             assert!(said.iter().any(|problem| problem.contains(&grant)), "{said:?}");
             let create = format!("GRANT CREATE ON DATABASE \"{database}\" TO \"{role}\"");
             assert!(said.iter().any(|problem| problem.contains(&create)), "{said:?}");
-            server.sql(&database, &format!("GRANT CREATE ON DATABASE {database} TO {role}")).unwrap();
+            server
+                .sql(&database, &format!("GRANT CREATE ON DATABASE {database} TO {role}"))
+                .unwrap();
             let denied = simple("denied");
             let said = connector.check_table(&denied, &denied.table).await;
             assert!(
@@ -417,8 +422,8 @@ async fn a_plain_role_is_told_what_it_lacks_and_can_work() {
         assert!(error.to_string().contains("child_k_fkey"), "{error}");
         let denied = simple("denied");
         let denied = fixture.describe(denied).await;
-        let error = fixture.replay(&[insert(&denied, &row(1, Value::Null))], ConflictPolicy::Stop);
-        let error = error.await.unwrap_err();
+        let changes = [insert(&denied, &row(1, Value::Null))];
+        let error = fixture.replay(&changes, ConflictPolicy::Stop).await.unwrap_err();
         assert!(matches!(&error, TargetError::Refused(p) if p.remedy.contains("grant")), "{error}");
     }
 }

@@ -18,9 +18,8 @@ fn row(id: i64, k: i64) -> [Value<'static>; 3] {
 
 /// A table with rows 1 … `count`, `k` = `id`.
 async fn numbered(flavor: Flavor, create: &str, count: i64) -> Fixture {
-    let sql = format!(
-        "{create}; INSERT INTO t SELECT i, i, 'v' || i FROM generate_series(1, {count}) i"
-    );
+    let sql =
+        format!("{create}; INSERT INTO t SELECT i, i, 'v' || i FROM generate_series(1, {count}) i");
     Fixture::new(flavor, &sql).await
 }
 
@@ -122,12 +121,8 @@ async fn an_insert_may_meet_a_row_that_leaves_later() {
         let mut fixture = numbered(flavor, SIMPLE, 3).await;
         let table = fixture.describe(simple("t")).await;
         let new = |id, k| insert(&table, &[Value::Int(id), Value::Int(k), Value::Text("new")]);
-        let changes = vec![
-            new(10, 1),
-            new(11, 2),
-            delete(&table, &row(1, 0)),
-            update(&table, &row(2, 20)),
-        ];
+        let changes =
+            vec![new(10, 1), new(11, 2), delete(&table, &row(1, 0)), update(&table, &row(2, 20))];
         assert_eq!(fixture.replay(&changes, ConflictPolicy::Stop).await.unwrap(), 0);
         assert_eq!(
             fixture.sql("SELECT * FROM t ORDER BY id"),
@@ -202,7 +197,9 @@ async fn a_deferrable_key_lets_no_second_row_in() {
 async fn a_connection_cut_in_commit_has_an_unknown_outcome() {
     use tailwater_scratch::{Cut, Proxy};
     let server = Server::shared(Flavor::Postgres15);
-    for (happens, cut) in [(false, Cut::Before(b"COMMIT\0".into())), (true, Cut::After(b"COMMIT\0".into()))] {
+    for (happens, cut) in
+        [(false, Cut::Before(b"COMMIT\0".into())), (true, Cut::After(b"COMMIT\0".into()))]
+    {
         let mut fixture = Fixture::new(Flavor::Postgres15, SIMPLE).await;
         let table = fixture.describe(simple("t")).await;
         let ours = fixture.target.take_over(&initial("shop")).await.unwrap();

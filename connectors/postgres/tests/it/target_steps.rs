@@ -76,7 +76,8 @@ async fn a_step_that_does_not_meet_its_rows_is_refused_and_replayed() {
             let mut fixture = Fixture::new(flavor, SIMPLE).await;
             let table = fixture.describe(simple("t")).await;
             fixture.sql("INSERT INTO t VALUES (2, 20, 'old')");
-            let insert_step = Step::Insert { table: Arc::clone(&table), rows: inserts(&table, count) };
+            let insert_step =
+                Step::Insert { table: Arc::clone(&table), rows: inserts(&table, count) };
             let why = fixture.refused(&insert_step).await;
             assert!(why.contains("t_pkey"), "{why}");
             assert_eq!(fixture.sql("SELECT count(*) FROM t"), "1");
@@ -178,7 +179,12 @@ async fn tables_without_a_key_change_one_of_equal_rows() {
                 [a, Value::Float64(f), Value::Text("{\"a\": 1}"), Value::Text(n), Value::Null]
             };
             // Equal under `=`, not the same value.
-            let different = [row(1, 0.0, "1.0"), row(1, -0.0, "1.0"), row(1, 0.0, "1.00"), row(0, f64::NAN, "1")];
+            let different = [
+                row(1, 0.0, "1.0"),
+                row(1, -0.0, "1.0"),
+                row(1, 0.0, "1.00"),
+                row(0, f64::NAN, "1"),
+            ];
             for count in [1, 20] {
                 let rows: Vec<Change> = (0..2 * count)
                     .flat_map(|_| different.iter().map(|values| insert(&table, values)))
@@ -186,8 +192,9 @@ async fn tables_without_a_key_change_one_of_equal_rows() {
                 fixture.apply(&[Step::Insert { table: Arc::clone(&table), rows }]).await;
                 let old = different.map(|values| delete(&table, &values));
                 // Large steps have many different rows.
-                let filler: Vec<Change> =
-                    (2..2 + i64::from(count - 1)).map(|a| insert(&table, &row(a, 1.0, "7"))).collect();
+                let filler: Vec<Change> = (2..2 + i64::from(count - 1))
+                    .map(|a| insert(&table, &row(a, 1.0, "7")))
+                    .collect();
                 fixture
                     .apply(&[Step::Insert { table: Arc::clone(&table), rows: filler.clone() }])
                     .await;
@@ -202,13 +209,23 @@ async fn tables_without_a_key_change_one_of_equal_rows() {
                                    count(*) FILTER (WHERE a IS NULL) FROM t";
                 let each = 2 * count - 1;
                 assert_eq!(fixture.sql(left), format!("{}\t{each}\t{each}\t{each}", each * 4));
-                let to = [Value::Int(9), Value::Float64(9.0), Value::Null, Value::Unsent, Value::Text("new")];
+                let to = [
+                    Value::Int(9),
+                    Value::Float64(9.0),
+                    Value::Null,
+                    Value::Unsent,
+                    Value::Text("new"),
+                ];
                 let rows: Vec<Change> =
                     different.iter().map(|values| update_from(&table, values, &to)).collect();
-                fixture.apply(&[Step::Update { table: Arc::clone(&table), rows: rows.clone() }]).await;
+                fixture
+                    .apply(&[Step::Update { table: Arc::clone(&table), rows: rows.clone() }])
+                    .await;
                 assert_eq!(fixture.replay(&rows, ConflictPolicy::Stop).await.is_ok(), count > 1);
-                let moved = "SELECT string_agg(n::text, ' ' ORDER BY n::text) FROM t WHERE v = 'new'";
-                let expected = if count > 1 { "1 1 1.0 1.0 1.0 1.0 1.00 1.00" } else { "1 1.0 1.0 1.00" };
+                let moved =
+                    "SELECT string_agg(n::text, ' ' ORDER BY n::text) FROM t WHERE v = 'new'";
+                let expected =
+                    if count > 1 { "1 1 1.0 1.0 1.0 1.0 1.00 1.00" } else { "1 1.0 1.0 1.00" };
                 assert_eq!(fixture.sql(moved), expected);
                 fixture.sql("TRUNCATE t");
             }
@@ -234,7 +251,8 @@ async fn a_large_update_of_a_table_without_a_key_meets_each_row_once() {
             .collect();
         fixture.apply(&[Step::Update { table: Arc::clone(&table), rows }]).await;
         assert_eq!(
-            fixture.sql("SELECT v, count(*), count(DISTINCT id), sum(k) FROM t GROUP BY v ORDER BY v"),
+            fixture
+                .sql("SELECT v, count(*), count(DISTINCT id), sum(k) FROM t GROUP BY v ORDER BY v"),
             "v\t500\t500\t1247500\nw\t500\t500\t1247500"
         );
     }
@@ -260,7 +278,10 @@ async fn tables_are_emptied_whatever_points_to_them() {
         assert_eq!(fixture.sql("SELECT count(*) FROM child"), "1");
         fixture.sql("INSERT INTO alone VALUES (1); SET session_replication_role = replica; INSERT INTO parent VALUES (1)");
         fixture.apply(&[Step::Truncate(vec![Arc::clone(&child), Arc::clone(&parent)])]).await;
-        assert_eq!(fixture.sql("SELECT (SELECT count(*) FROM parent) + (SELECT count(*) FROM child)"), "0");
+        assert_eq!(
+            fixture.sql("SELECT (SELECT count(*) FROM parent) + (SELECT count(*) FROM child)"),
+            "0"
+        );
         let changes = [
             insert(&child, &[Value::Int(1), Value::Null, Value::Null]),
             truncate(&alone),
@@ -308,7 +329,9 @@ async fn identity_columns_take_the_sources_numbers() {
             assert_eq!(fixture.replay(&rows, ConflictPolicy::Stop).await.unwrap(), 0);
             assert_eq!(fixture.sql("SELECT count(*) FROM u WHERE k = id"), count.to_string());
             let moved: Vec<Change> = (0..count)
-                .map(|id| update_from(&table, &[Value::Int(id), Value::Null, Value::Null], &row(-id - 1)))
+                .map(|id| {
+                    update_from(&table, &[Value::Int(id), Value::Null, Value::Null], &row(-id - 1))
+                })
                 .collect();
             let step = Step::Update { table: Arc::clone(&table), rows: moved.clone() };
             fixture.refused(&step).await;
@@ -338,7 +361,8 @@ async fn an_altered_table_is_described_anew() {
         added.field = 4;
         source.columns.push(added);
         let table = fixture.describe(source).await;
-        let values = |id: i64| [Value::Int(id), Value::Int(id << 40), Value::Null, Value::Text("w")];
+        let values =
+            |id: i64| [Value::Int(id), Value::Int(id << 40), Value::Null, Value::Text("w")];
         let rows = (0..100).map(|id| update(&table, &values(id))).collect();
         fixture.apply(&[Step::Update { table: Arc::clone(&table), rows }]).await;
         assert_eq!(

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tailwater_apply::{Step, TargetConnector as _};
 use tailwater_change::{
-    Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,
-    TableSchema, Value,
+    Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId, TableSchema,
+    Value,
 };
 use tailwater_postgres::target::{Fit, mapping};
 
@@ -58,7 +58,8 @@ fn orders() -> TableSchema {
     let labels = vec!["new".into(), "it's paid".into()];
     let mut state = column("state", Kind::Enum { labels }, "order_state");
     state.default = Some("'new'::order_state".into());
-    let cents = column("cents", Kind::Decimal { precision: Some(12), scale: Some(2) }, "numeric(12,2)");
+    let cents =
+        column("cents", Kind::Decimal { precision: Some(12), scale: Some(2) }, "numeric(12,2)");
     let mut tax = column("tax", Kind::Decimal { precision: None, scale: None }, "numeric");
     tax.generated = Some(Generated::Stored);
     tax.expression = Some("(cents * 0.19)".into());
@@ -142,11 +143,14 @@ async fn a_shop_is_made_and_finished_as_it_was() {
                 fixture.target.finish_table(source, &to(&source.table), &route).await.unwrap();
             }
         }
-        let target = fixture.target.describe(&customers, &to(&customers.table)).await.unwrap().unwrap();
+        let target =
+            fixture.target.describe(&customers, &to(&customers.table)).await.unwrap().unwrap();
         assert_eq!(target.unique_keys, [vec![1]]);
         assert!(!target.fires);
         assert_eq!(
-            fixture.sql("SELECT indexdef FROM pg_indexes WHERE schemaname = 'copy' ORDER BY indexname"),
+            fixture.sql(
+                "SELECT indexdef FROM pg_indexes WHERE schemaname = 'copy' ORDER BY indexname"
+            ),
             "CREATE UNIQUE INDEX customers_email ON copy.customers USING btree (lower(email)) \
              WHERE (email <> ''::text)\n\
              CREATE UNIQUE INDEX customers_pkey ON copy.customers USING btree (id)\n\
@@ -166,7 +170,8 @@ async fn a_shop_is_made_and_finished_as_it_was() {
         fixture.sql("INSERT INTO copy.customers (email) VALUES ('c@d')");
         fixture.sql("INSERT INTO copy.orders (cents, customer_id) VALUES (1, 42)");
         assert_eq!(
-            fixture.sql("SELECT id, no, state, cents, tax, customer_id FROM copy.orders ORDER BY id"),
+            fixture
+                .sql("SELECT id, no, state, cents, tax, customer_id FROM copy.orders ORDER BY id"),
             "7\t1000\tit's paid\t100.00\t19.0000\t41\n8\t1001\tnew\t1.00\t0.1900\t42"
         );
     }
@@ -196,8 +201,13 @@ async fn a_table_of_mysqls_is_made_and_finished() {
         let target = fixture.target.describe(&source, &to).await.unwrap().unwrap();
         let table = Arc::new(tailwater_apply::Table { schema: Arc::new(source.clone()), target });
         // Too long for an index, and not to be compressed into one.
-        let long: String = (0..9000_u32).map(|n| char::from(b'!' + u8::try_from((n * n + n / 7) % 90).unwrap())).collect();
-        let rows = vec![insert(&table, &[Value::Uint(4_000_000_000), Value::Text("a"), Value::Text(&long)])];
+        let long: String = (0..9000_u32)
+            .map(|n| char::from(b'!' + u8::try_from((n * n + n / 7) % 90).unwrap()))
+            .collect();
+        let rows = vec![insert(
+            &table,
+            &[Value::Uint(4_000_000_000), Value::Text("a"), Value::Text(&long)],
+        )];
         fixture.apply(&[Step::Insert { table, rows }]).await;
         let route = |table: &TableId| Some(table.clone());
         for _twice in 0..2 {
@@ -220,7 +230,11 @@ async fn the_whole_mapping_is_sql_that_the_server_takes() {
     for flavor in flavors() {
         let fixture = Fixture::new(flavor, "CREATE TYPE an_enum AS ENUM ('a')").await;
         for (number, row) in mapping().into_iter().enumerate() {
-            let to = row.to.replace("(p,s)", "(12,2)").replace("(n)", "(12)").replace("an enum", "an_enum");
+            let to = row
+                .to
+                .replace("(p,s)", "(12,2)")
+                .replace("(n)", "(12)")
+                .replace("an enum", "an_enum");
             fixture.sql(&format!("CREATE TABLE t{number} (c {to})"));
             assert!(row.source == Dialect::Mysql || row.fit == Fit::Exact);
         }

@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use tailwater_apply::{ConflictPolicy, Step, TargetError};
+use tailwater_apply::{ConflictPolicy, Step, TargetConnector as _, TargetError};
 use tailwater_change::{Column, Dialect, Identity, Kind, TableId, Value};
 
-use crate::target::{
-    Fixture, column, delete, flavors, insert, int, schema, text, update,
-};
+use crate::target::{Fixture, column, delete, flavors, insert, int, schema, text, update};
 
 /// One column of every type, its native spelling, and values with the SQL that means the same.
 #[expect(clippy::type_complexity, reason = "a table of tests")]
@@ -85,10 +83,7 @@ fn types() -> Vec<(Kind, &'static str, Vec<(Value<'static>, &'static str)>)> {
         (
             Kind::Bytes { length: None, fixed: false },
             "bytea",
-            vec![
-                (Value::Bytes(b""), "''"),
-                (Value::Bytes(b"\x00\\\n\xFF"), "'\\x005c0aff'"),
-            ],
+            vec![(Value::Bytes(b""), "''"), (Value::Bytes(b"\x00\\\n\xFF"), "'\\x005c0aff'")],
         ),
         (
             Kind::Date,
@@ -105,7 +100,10 @@ fn types() -> Vec<(Kind, &'static str, Vec<(Value<'static>, &'static str)>)> {
         (
             Kind::Time,
             "time without time zone",
-            vec![(Value::Text("24:00:00"), "'24:00:00'"), (Value::Text("01:02:03.4"), "'01:02:03.4'")],
+            vec![
+                (Value::Text("24:00:00"), "'24:00:00'"),
+                (Value::Text("01:02:03.4"), "'01:02:03.4'"),
+            ],
         ),
         (
             Kind::Timestamp,
@@ -137,7 +135,10 @@ fn types() -> Vec<(Kind, &'static str, Vec<(Value<'static>, &'static str)>)> {
         (
             Kind::Json,
             "json",
-            vec![(Value::Text("{\"b\": 1,\n \"b\":2, \"a\\\\\":null}"), "E'{\"b\": 1,\\n \"b\":2, \"a\\\\\\\\\":null}'")],
+            vec![(
+                Value::Text("{\"b\": 1,\n \"b\":2, \"a\\\\\":null}"),
+                "E'{\"b\": 1,\\n \"b\":2, \"a\\\\\\\\\":null}'",
+            )],
         ),
         (Kind::Json, "jsonb", vec![(Value::Text("{\"a\": 1.00}"), "'{\"a\":1.00}'")]),
         (
@@ -170,8 +171,11 @@ async fn every_type_arrives_as_it_left() {
         fixture.target.create_table(&source, &source.table).await.unwrap();
         // Again: no error.
         fixture.target.create_table(&source, &source.table).await.unwrap();
-        let spelled: Vec<String> =
-            types.iter().enumerate().map(|(n, (_, native, _))| format!("\"c\"\"{n}\" {native}")).collect();
+        let spelled: Vec<String> = types
+            .iter()
+            .enumerate()
+            .map(|(n, (_, native, _))| format!("\"c\"\"{n}\" {native}"))
+            .collect();
         fixture.sql(&format!("CREATE TABLE expected (id int PRIMARY KEY, {})", spelled.join(", ")));
         let same = "SELECT string_agg(format_type(atttypid, atttypmod), ',' ORDER BY attnum)
                       FROM pg_attribute WHERE attnum > 0 AND attrelid = ";
@@ -214,7 +218,13 @@ async fn every_type_arrives_as_it_left() {
         for copy in 1..10 {
             for values in &rows {
                 let mut values = values.clone();
-                values[0] = Value::Int(1000 * copy + match values[0] { Value::Int(id) => id, _ => 0 });
+                values[0] = Value::Int(
+                    1000 * copy
+                        + match values[0] {
+                            Value::Int(id) => id,
+                            _ => 0,
+                        },
+                );
                 many.push(insert(&table, &values));
             }
         }
@@ -229,7 +239,9 @@ async fn every_type_arrives_as_it_left() {
                 fixture.apply(&[step(many[inserts.len()..].to_vec())]).await;
             }
             let all = if large { many.as_slice() } else { inserts.as_slice() };
-            fixture.sql("UPDATE all_types SET \"c\"\"0\" = NULL, \"c\"\"8\" = 'gone', \"c\"\"17\" = '1'");
+            fixture.sql(
+                "UPDATE all_types SET \"c\"\"0\" = NULL, \"c\"\"8\" = 'gone', \"c\"\"17\" = '1'",
+            );
             let rows: Vec<_> = all
                 .iter()
                 .map(|change| tailwater_apply::Change {
@@ -247,11 +259,9 @@ async fn every_type_arrives_as_it_left() {
 #[tokio::test]
 async fn large_values_go_in_pieces() {
     for flavor in flavors() {
-        let mut fixture = Fixture::new(
-            flavor,
-            "CREATE TABLE big (id int PRIMARY KEY, v text, b bytea, j jsonb)",
-        )
-        .await;
+        let mut fixture =
+            Fixture::new(flavor, "CREATE TABLE big (id int PRIMARY KEY, v text, b bytea, j jsonb)")
+                .await;
         let columns = vec![
             column("id", int(), "integer"),
             column("v", text(), "text"),
@@ -262,8 +272,7 @@ async fn large_values_go_in_pieces() {
         let long = "ä\\\n\t".repeat(1 << 20);
         let bytes: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
         let json = format!("\"{}\"", "x".repeat(200_000));
-        let values =
-            [Value::Int(1), Value::Text(&long), Value::Bytes(&bytes), Value::Text(&json)];
+        let values = [Value::Int(1), Value::Text(&long), Value::Bytes(&bytes), Value::Text(&json)];
         let digest = "SELECT md5(v), md5(b), length(v), length(b), length(j::text) FROM big";
         let rows = vec![insert(&table, &values)];
         fixture.apply(&[Step::Insert { table: Arc::clone(&table), rows }]).await;
@@ -303,7 +312,8 @@ async fn what_postgres_lacks_stops_with_column_and_key() {
         assert!(fixture.connector.check_table(&source, &to).await.is_empty());
         let described = fixture.target.describe(&source, &to).await.unwrap().unwrap();
         assert!(described.identity_is_bytes);
-        let table = Arc::new(tailwater_apply::Table { schema: Arc::new(source), target: described });
+        let table =
+            Arc::new(tailwater_apply::Table { schema: Arc::new(source), target: described });
         let good = [
             Value::Uint(u64::MAX),
             Value::Text("2024-02-29"),
@@ -401,7 +411,10 @@ async fn a_type_without_a_binary_form_goes_as_text() {
         };
         let rows = (0..100).map(|id| insert(&table, &values(id))).collect();
         fixture.apply(&[Step::Insert { table: Arc::clone(&table), rows }]).await;
-        assert_eq!(fixture.sql("SELECT count(*) FROM t WHERE v = E'a\\\\' || id || E'\\n\\t'"), "100");
+        assert_eq!(
+            fixture.sql("SELECT count(*) FROM t WHERE v = E'a\\\\' || id || E'\\n\\t'"),
+            "100"
+        );
         // The operator is the extension's, wherever it lies: 'a' is 'A'.
         let lower: Vec<String> = texts.iter().map(|text| text.to_lowercase()).collect();
         let named = |id: usize| [Value::Null, Value::Text(lower[id].as_str()), Value::Null];
