@@ -230,7 +230,7 @@ mod tests {
 
     fn open(folder: &tempfile::TempDir) -> Groups {
         let path = folder.path().join("groups.journal");
-        Groups::new(Journal::open(&path, Arc::new(FileSystem), true).unwrap())
+        Groups::new(Journal::open(&path, Arc::new(FileSystem)).unwrap())
     }
 
     fn partition(topic: u128, number: i32) -> PartitionKey {

@@ -146,6 +146,15 @@ impl Log {
         enforce_retention(&self.shared, &self.topics, &self.groups).await
     }
 
+    /// Compacts what is worth it now, as the node does every [`Config::retention_check`]. Returns
+    /// how many bytes that freed.
+    ///
+    /// # Errors
+    /// If a thread of the log died.
+    pub async fn compact(&self) -> Result<u64, Error> {
+        compact(&self.topics).await
+    }
+
     /// The cluster's id: the same for the life of the data folder.
     pub fn cluster_id(&self) -> &str {
         &self.cluster_id
@@ -158,13 +167,10 @@ impl Log {
         let cluster_id = open_node(&data_dir, config.node_id)?;
         let shared = Arc::new(Shared::new(config));
         let config = &shared.config;
-        let flush = config.flush == FlushPolicy::Always;
-        let journal = |name: &str, flush| {
-            Journal::open(&data_dir.join(name), Arc::clone(&config.disk), flush)
-        };
-        // Epochs are always flushed: an older one must never come back.
-        let producers = ProducerRegistry::new(journal("producers.journal", true)?);
-        let groups = Arc::new(Groups::new(journal("groups.journal", flush)?));
+        // Flushed whatever the policy: an epoch must never come back, and both are small.
+        let journal = |name: &str| Journal::open(&data_dir.join(name), Arc::clone(&config.disk));
+        let producers = ProducerRegistry::new(journal("producers.journal")?);
+        let groups = Arc::new(Groups::new(journal("groups.journal")?));
         let topics = Arc::new(Topics::open(&data_dir, Arc::clone(&shared))?);
         let flusher = Flusher::start(config.flush_threads)?;
         let room = Arc::new(Semaphore::new(config.pending_bytes));
@@ -299,7 +305,8 @@ async fn look_after_retention(
     stop: CancellationToken,
 ) {
     while sleep_unless(&stop, shared.config.retention_check).await {
-        if let Err(error) = enforce_retention(&shared, &topics, &groups).await {
+        let retained = enforce_retention(&shared, &topics, &groups).await;
+        if let Err(error) = retained.and(compact(&topics).await) {
             tracing::error!(error = %error.full_text(), "retention stopped");
             return;
         }
@@ -329,6 +336,28 @@ async fn enforce_retention(
         freed
     });
     enforcing.await.map_err(|_| Error::TaskFailed)
+}
+
+async fn compact(topics: &Arc<Topics>) -> Result<u64, Error> {
+    let topics = Arc::clone(topics);
+    let compacting = tokio::task::spawn_blocking(move || {
+        let mut freed = 0;
+        for topic in topics.all() {
+            for partition in &topic.partitions {
+                freed += partition.compact().unwrap_or_else(|error| {
+                    tracing::warn!(
+                        topic = %topic.name,
+                        partition = %partition.name.partition,
+                        error = %error.full_text(),
+                        "not compacted; tried again later"
+                    );
+                    0
+                });
+            }
+        }
+        freed
+    });
+    compacting.await.map_err(|_| Error::TaskFailed)
 }
 
 fn retain(partition: &Partition, now_ms: i64, hold: Hold, excess_bytes: u64) -> u64 {

@@ -31,8 +31,6 @@ pub(crate) struct TopicConfig {
     pub(crate) max_message_bytes: usize,
     /// Replicas that must have a record before it is acknowledged.
     pub(crate) min_insync_replicas: i32,
-    /// How long a tombstone is kept after compaction first met it.
-    pub(crate) delete_retention: Duration,
     /// Compaction begins when this part of a partition is new.
     pub(crate) min_cleanable_ratio: f64,
 }
@@ -90,10 +88,8 @@ pub(crate) const SETTINGS: &[Setting] = &[
         name: "delete.retention.ms",
         kind: SettingType::Long,
         default: |_| "86400000".to_owned(),
-        apply: |topic, value| {
-            topic.delete_retention = Duration::from_millis(number(value, 0, i64::MAX)?);
-            Ok(())
-        },
+        // A lower bound: compaction keeps tombstones for good.
+        apply: |_, value| number::<i64>(value, 0, i64::MAX).map(drop),
     },
     Setting {
         name: "max.message.bytes",
@@ -198,7 +194,6 @@ impl TopicConfig {
             segment_age: Duration::MAX,
             max_message_bytes: 0,
             min_insync_replicas: 1,
-            delete_retention: Duration::ZERO,
             min_cleanable_ratio: 0.5,
         };
         for setting in SETTINGS {

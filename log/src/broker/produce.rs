@@ -279,9 +279,7 @@ fn record_error(number: i32) -> BatchIndexAndErrorMessage {
 
 fn deadline(timeout_ms: i32) -> Instant {
     let timeout = u64::try_from(timeout_ms).unwrap_or(0);
-    #[expect(clippy::disallowed_methods, reason = "tokio's clock, which tests can pause")]
-    let now = Instant::now();
-    now + Duration::from_millis(timeout)
+    Instant::now() + Duration::from_millis(timeout)
 }
 
 impl From<BatchError> for Refused {

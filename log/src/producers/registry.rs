@@ -246,7 +246,7 @@ mod tests {
 
     fn open(folder: &Path) -> ProducerRegistry {
         let path = folder.join("producers.journal");
-        ProducerRegistry::new(Journal::open(&path, Arc::new(FileSystem), true).unwrap())
+        ProducerRegistry::new(Journal::open(&path, Arc::new(FileSystem)).unwrap())
     }
 
     fn role(name: &str) -> InitRequest {

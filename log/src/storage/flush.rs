@@ -236,7 +236,7 @@ impl Partition {
         }
     }
 
-    /// Flushes everything written, and notes how far.
+    /// Flushes everything written, and notes how far. A failure takes the partition offline.
     pub(super) fn flush_written(&self, files: &mut Files) -> Result<(), Error> {
         let (active, written_end) = match self.lock_state().online() {
             Ok(online) => (online.active.clone(), online.written_end),
@@ -245,10 +245,12 @@ impl Partition {
         if written_end == files.flushed_end {
             return Ok(());
         }
-        active.file.sync().map_err(|source| {
-            // No NoSpace either: what is on the disk is unknown.
-            Error::Io { operation: "flush", path: active.path.clone(), source }
-        })?;
+        if let Err(source) = active.file.sync() {
+            // What is on the disk is unknown from here on. Not NoSpace either: nothing to retry.
+            let error = Error::Io { operation: "flush", path: active.path.clone(), source };
+            self.stop(Stopped::Offline(error.full_text()));
+            return Err(error);
+        }
         files.flushed_end = written_end;
         match &mut files.flushed {
             Some(flushed) => flushed.write(written_end),

@@ -70,12 +70,11 @@ struct Request {
 }
 
 impl Journal {
-    /// Opens the journal at `path`, or makes an empty one. Without `flush` a change is only
-    /// written, which a crash of the process does not undo.
+    /// Opens the journal at `path`, or makes an empty one.
     ///
     /// # Errors
     /// The system's, and [`Error::Corrupt`].
-    pub(crate) fn open(path: &Path, disk: Arc<dyn Disk>, flush: bool) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
         let (file, size, found) = open_file(path, &*disk)?;
         let entries = Arc::new(Mutex::new(found));
         let (requests, incoming) = mpsc::channel(WAITING_CHANGES);
@@ -85,7 +84,6 @@ impl Journal {
             file,
             size,
             entries: Arc::clone(&entries),
-            flush,
             broken: None,
         };
         let thread = std::thread::Builder::new()
@@ -133,7 +131,6 @@ struct Writer {
     file: Arc<dyn DiskFile>,
     size: u64,
     entries: Arc<Mutex<Entries>>,
-    flush: bool,
     /// Set once what is on the disk is unknown.
     broken: Option<String>,
 }
@@ -184,9 +181,7 @@ impl Writer {
             }
             return Err(Error::io("write", &self.path)(error));
         }
-        if self.flush
-            && let Err(source) = self.file.sync()
-        {
+        if let Err(source) = self.file.sync() {
             self.broken = Some(format!("a flush failed: {source}; restart the node"));
             return Err(Error::Io { operation: "flush", path: self.path.clone(), source });
         }
@@ -356,7 +351,7 @@ mod tests {
     use crate::storage::FileSystem;
 
     fn open(path: &Path) -> Result<Journal, Error> {
-        Journal::open(path, Arc::new(FileSystem), true)
+        Journal::open(path, Arc::new(FileSystem))
     }
 
     fn set(key: &str, value: &str) -> Change {

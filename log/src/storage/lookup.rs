@@ -35,19 +35,19 @@ impl Partition {
         &self,
         timestamp_ms: i64,
     ) -> Result<Option<FoundRecord>, NotRead> {
-        let (candidates, offsets) = {
-            let mut state = self.lock_state();
-            let online = state.online()?;
-            (self.candidates(online, timestamp_ms), online.offsets())
-        };
-        for candidate in candidates {
-            match search(&candidate, timestamp_ms, offsets) {
-                Ok(Some(found)) => return Ok(Some(found)),
-                Ok(None) => {}
-                Err(error) => return Err(self.search_failed(offsets, error)),
+        loop {
+            let (candidates, offsets, replacements) = {
+                let mut state = self.lock_state();
+                let online = state.online()?;
+                let candidates = self.candidates(online, timestamp_ms);
+                (candidates, online.offsets(), online.replacements)
+            };
+            let outcome = search_all(&candidates, timestamp_ms, offsets);
+            if !self.replaced_since(replacements)? {
+                return outcome.map_err(|error| self.search_failed(offsets, error));
             }
+            self.wait_for_exchange();
         }
-        Ok(None)
     }
 
     /// The readable record with the greatest timestamp, the first of several.
@@ -89,6 +89,19 @@ impl Partition {
         let request = ReadRequest { from: offsets.start, max_bytes: 0, at_least_one: false };
         self.read_failed(request, error)
     }
+}
+
+fn search_all(
+    candidates: &[Candidate],
+    timestamp_ms: i64,
+    offsets: Offsets,
+) -> Result<Option<FoundRecord>, Error> {
+    for candidate in candidates {
+        if let Some(found) = search(candidate, timestamp_ms, offsets)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 fn search(

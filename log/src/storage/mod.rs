@@ -9,6 +9,7 @@
 
 pub(crate) mod append;
 pub(crate) mod checkpoint;
+mod compaction;
 pub(crate) mod disk;
 pub(crate) mod epochs;
 mod flush;

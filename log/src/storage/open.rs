@@ -15,6 +15,7 @@ use tailwater_kafka::{Offset, RecordBatch};
 use crate::Error;
 use crate::producers::{ProducerBatch, ProducerStates};
 use crate::storage::checkpoint::{FlushedFile, PartitionDescription};
+use crate::storage::compaction;
 use crate::storage::disk;
 use crate::storage::index::{self, SegmentIndex};
 use crate::storage::partition::{
@@ -59,6 +60,7 @@ impl Partition {
             shared,
             state: Mutex::new(State { condition, waiting: Vec::new() }),
             files: Mutex::new(files),
+            compacting: Mutex::default(),
         }
     }
 
@@ -98,6 +100,7 @@ impl Opening<'_> {
     fn open(&self) -> Result<(Online, Files), Error> {
         let mut description = self.description()?;
         let (mut flushed, floor) = FlushedFile::open(self.folder)?;
+        compaction::remove_unfinished(self.folder)?;
         let mut bases = segment::list(self.folder, Kind::Log)?;
         let fresh = bases.is_empty();
         if fresh {
@@ -137,6 +140,8 @@ impl Opening<'_> {
             acknowledgements: Vec::new(),
             tail: TailCache::default(),
             scheduled: false,
+            compacted_to: Offset::ZERO,
+            replacements: 0,
         };
         Ok((online, Files { flushed: Some(flushed), flushed_end: last.end }))
     }

@@ -109,6 +109,8 @@ pub(crate) struct Partition {
     pub(super) shared: Arc<Shared>,
     pub(super) state: Mutex<State>,
     pub(super) files: Mutex<Files>,
+    /// Held during a compaction pass.
+    pub(super) compacting: Mutex<()>,
 }
 
 /// What requests look at.
@@ -146,6 +148,10 @@ pub(super) struct Online {
     pub(super) tail: TailCache,
     /// Whether the partition stands in the flusher's queue or is being written.
     pub(super) scheduled: bool,
+    /// Compaction has looked at everything below.
+    pub(super) compacted_to: Offset,
+    /// Odd while compaction exchanges files; another number afterwards.
+    pub(super) replacements: u64,
 }
 
 /// A batch that waits to be written.
@@ -251,6 +257,11 @@ impl Partition {
         let (offsets, size) = (online.offsets(), online.size());
         state.condition = Condition::Stopped { why, offsets, size };
         state.wake();
+    }
+
+    /// Goes offline for a reason that is not in its files.
+    pub(super) fn fail(&self, reason: &str) {
+        self.stop(Stopped::Offline(reason.to_owned()));
     }
 
     pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {

@@ -14,7 +14,7 @@ use tailwater_kafka::{BatchHeader, HEADER_BYTES, Offset, RecordBatch};
 use crate::Error;
 use crate::storage::disk::DiskFile;
 use crate::storage::index::{INDEX_INTERVAL_BYTES, IndexFile};
-use crate::storage::partition::{Offsets, Online, Partition, Stopped};
+use crate::storage::partition::{Offsets, Online, Partition, Stopped, lock};
 use crate::storage::segment::{self, Kind};
 
 /// What a reader asks for.
@@ -62,6 +62,8 @@ pub(crate) struct ColdRead {
     request: ReadRequest,
     offsets: Offsets,
     source: Source,
+    /// [`Online::replacements`] when the source was looked up.
+    replacements: u64,
 }
 
 /// Where the batches of an offset are.
@@ -96,7 +98,8 @@ impl Partition {
             return Ok(Read::Done(ReadBatches { batches, offsets }));
         }
         let source = self.source_of(online, request.from);
-        Ok(Read::Cold(ColdRead { request, offsets, source }))
+        let replacements = online.replacements;
+        Ok(Read::Cold(ColdRead { request, offsets, source, replacements }))
     }
 
     /// Finishes a read from the disk. Blocks.
@@ -106,6 +109,14 @@ impl Partition {
     pub(crate) fn read_cold(&self, mut cold: ColdRead) -> Result<ReadBatches, NotRead> {
         loop {
             let outcome = cold.run();
+            if self.replaced_since(cold.replacements)? {
+                self.wait_for_exchange();
+                match self.read(cold.request)? {
+                    Read::Done(found) => return Ok(found),
+                    Read::Cold(again) => cold = again,
+                }
+                continue;
+            }
             let batches = match outcome {
                 Ok(Some(batches)) => batches,
                 // The rest of this segment was compacted away: on to the next.
@@ -140,6 +151,19 @@ impl Partition {
         }
     }
 
+    /// Whether compaction has exchanged a file since, or is about to: what was read from one file
+    /// may have been looked up in another.
+    pub(super) fn replaced_since(&self, replacements: u64) -> Result<bool, Stopped> {
+        let mut state = self.lock_state();
+        let now = state.online()?.replacements;
+        Ok(now != replacements || now % 2 == 1)
+    }
+
+    /// Waits for an exchange that is under way.
+    pub(super) fn wait_for_exchange(&self) {
+        drop(lock(&self.files));
+    }
+
     fn next_source(&self, cold: &ColdRead) -> Result<Option<ColdRead>, Stopped> {
         let Source::Sealed { end, .. } = cold.source else { return Ok(None) };
         let mut state = self.lock_state();
@@ -152,6 +176,7 @@ impl Partition {
             request: ReadRequest { from: end, ..cold.request },
             offsets: online.offsets(),
             source,
+            replacements: online.replacements,
         }))
     }
 
@@ -263,6 +288,9 @@ impl OpenSegment<'_> {
                 }
                 _ => break,
             }
+        }
+        if rest.len() == bytes.len() && first.last_offset() < offsets.high_watermark {
+            return Err(Error::corrupt(self.path, position, "a batch is cut off"));
         }
         Ok(bytes.slice(..bytes.len() - rest.len()))
     }

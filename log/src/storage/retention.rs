@@ -133,12 +133,11 @@ impl Partition {
 
     /// Whether all of the active segment is too old: it is closed then, so that it can go too.
     fn active_is_expired(&self, expire_before: Option<i64>, hold: Hold, excess_bytes: u64) -> bool {
-        let Some(before) = expire_before else { return false };
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return false };
         online.active.size > 0
             && online.written_end == online.high_watermark
-            && online.active.index.max_timestamp() < before
+            && is_too_old(online.active.index.max_timestamp(), expire_before)
             && (hold.allows(online.high_watermark) || excess_bytes > 0)
     }
 
@@ -152,7 +151,7 @@ impl Partition {
         let mut size = online.size();
         let mut count = 0;
         for segment in &online.sealed {
-            let too_old = expire_before.is_some_and(|before| segment.max_timestamp < before);
+            let too_old = is_too_old(segment.max_timestamp, expire_before);
             let too_large =
                 self.topic.retention_bytes.is_some_and(|kept| size - segment.size >= kept);
             let readable = segment.end <= online.high_watermark;
@@ -184,6 +183,11 @@ impl Partition {
         }
         Ok(())
     }
+}
+
+/// Records that have no time do not grow old.
+fn is_too_old(max_timestamp: i64, expire_before: Option<i64>) -> bool {
+    max_timestamp >= 0 && expire_before.is_some_and(|before| max_timestamp < before)
 }
 
 fn millis(duration: Duration) -> i64 {
