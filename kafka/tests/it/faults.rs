@@ -74,7 +74,7 @@ async fn copy(
 
 fn config(rng: &mut SmallRng) -> ProducerConfig {
     ProducerConfig {
-        batch_bytes: rng.random_range(200..2000),
+        batch_bytes: rng.random_range(250..2000),
         in_flight_bytes: rng.random_range(1000..20_000),
         max_in_flight: rng.random_range(1..=5),
         linger: Duration::from_millis(rng.random_range(0..3)),
