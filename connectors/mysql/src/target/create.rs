@@ -52,7 +52,7 @@ impl Session {
         );
         let count: Result<Option<u64>, _> = self.conn.query_first(sql).await;
         count.map(|count| count.unwrap_or(0) > 0).map_err(|error| {
-            super::failure::Failure::alone(error).into_target("look for the database")
+            super::failure::Failure::of(error).into_target("look for the database")
         })
     }
 
@@ -68,7 +68,7 @@ impl Session {
         let operation = on("add indexes to", to);
         let found = catalog::table(&mut self.conn, self.server, to)
             .await
-            .map_err(|error| super::failure::Failure::alone(error).into_target(&operation))?;
+            .map_err(|error| super::failure::Failure::of(error).into_target(&operation))?;
         let Some(found) = found else {
             return Err(TargetError::Refused(Problem::new(
                 format!("table {to} is gone from the target"),

@@ -7,13 +7,10 @@ use mysql_async::{DriverError, Error, ServerError};
 use tailwater_apply::TargetError;
 use tailwater_change::Problem;
 
-/// A statement that failed, with its number among those sent together.
+/// A statement that failed, and those sent behind it with it.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// The driver's error.
-    pub(super) error: Error,
-    /// How many statements before it succeeded.
-    pub(super) done: usize,
+    error: Error,
 }
 
 /// ER_DUP_ENTRY.
@@ -63,9 +60,9 @@ fn class(code: u16) -> Class {
 }
 
 impl Failure {
-    /// The error of a statement sent alone.
-    pub(super) fn alone(error: Error) -> Self {
-        Self { error, done: 0 }
+    /// The driver's error.
+    pub(super) fn of(error: Error) -> Self {
+        Self { error }
     }
 
     /// The server's error, if it is one about the statement or its data: the transaction goes on.
@@ -193,7 +190,7 @@ mod tests {
 
     #[test]
     fn locks_pass_and_data_does_not() {
-        let failure = |code| Failure::alone(Error::Server(server(code, "m")));
+        let failure = |code| Failure::of(Error::Server(server(code, "m")));
         assert!(matches!(failure(1213).into_target("t"), TargetError::Unavailable { .. }));
         assert!(failure(1213).data().is_none());
         assert!(failure(1062).data().is_some());

@@ -165,7 +165,7 @@ impl Session {
             .conn
             .query_first("SELECT @@GLOBAL.read_only, @@SESSION.binlog_format")
             .await
-            .map_err(|error| failure::Failure::alone(error).into_target("read the settings"))?;
+            .map_err(|error| failure::Failure::of(error).into_target("read the settings"))?;
         let (read_only, binlog_format) = row.unwrap_or_default();
         let mut problems = Vec::new();
         if read_only != 0 {
@@ -261,7 +261,7 @@ impl Target for Session {
         let sql = format!("SELECT 1 FROM {} LIMIT 1", crate::connect::quote_table(to));
         let row: Result<Option<u8>, _> = self.conn.query_first(sql).await;
         row.map(|row| row.is_none())
-            .map_err(|error| failure::Failure::alone(error).into_target(&on("read", to)))
+            .map_err(|error| failure::Failure::of(error).into_target(&on("read", to)))
     }
 
     async fn begin(&mut self) -> Result<(), TargetError> {

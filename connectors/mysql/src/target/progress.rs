@@ -52,7 +52,7 @@ impl Session {
     pub(super) async fn lock(&mut self, pipeline: &str) -> Result<bool, TargetError> {
         let sql = format!("SELECT GET_LOCK({}, 0)", lock_name(pipeline));
         let got: Result<Option<Option<i64>>, _> = self.conn.query_first(sql).await;
-        match got.map_err(|error| Failure::alone(error).into_target("lock the pipeline"))? {
+        match got.map_err(|error| Failure::of(error).into_target("lock the pipeline"))? {
             Some(Some(got)) => Ok(got == 1),
             _ => Err(TargetError::unavailable(
                 "lock the pipeline",
@@ -71,9 +71,7 @@ impl Session {
                  WHERE table_schema = 'tailwater' AND table_name = 'progress'",
             )
             .await
-            .map_err(|error| {
-                Failure::alone(error).into_target("look for `tailwater`.`progress`")
-            })?;
+            .map_err(|error| Failure::of(error).into_target("look for `tailwater`.`progress`"))?;
         if there.unwrap_or(0) > 0 {
             return Ok(());
         }
@@ -102,7 +100,7 @@ impl Session {
             .conn
             .query_first(sql)
             .await
-            .map_err(|error| Failure::alone(error).into_target("read the progress"))?;
+            .map_err(|error| Failure::of(error).into_target("read the progress"))?;
         row.map(|row| progress_of(row).ok_or_else(unreadable)).transpose()
     }
 

@@ -208,7 +208,7 @@ impl Session {
                 .collect(),
             Err(error) => {
                 let operation = on("read the warnings of", &shape.target.name);
-                return super::failure::Failure::alone(error).into_target(&operation);
+                return super::failure::Failure::of(error).into_target(&operation);
             }
         };
         TargetError::Refused(Problem::new(
@@ -268,7 +268,7 @@ impl Session {
         use mysql_async::prelude::Queryable;
         let found: Result<Option<u64>, _> = self.conn.query_first(statement).await;
         found.map(Option::unwrap_or_default).map_err(|error| {
-            super::failure::Failure::alone(error).into_target(&on("read", &shape.target.name))
+            super::failure::Failure::of(error).into_target(&on("read", &shape.target.name))
         })
     }
 

@@ -86,15 +86,15 @@ impl Session {
     /// Connects and fixes the settings.
     pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, Failure> {
         let opts = OptsBuilder::from_opts(endpoint.opts().clone()).client_found_rows(true);
-        let mut conn = Conn::new(opts).await.map_err(Failure::alone)?;
-        conn.query_drop(CONTRACT).await.map_err(Failure::alone)?;
-        let server = Server::of(&mut conn).await.map_err(Failure::alone)?;
+        let mut conn = Conn::new(opts).await.map_err(Failure::of)?;
+        conn.query_drop(CONTRACT).await.map_err(Failure::of)?;
+        let server = Server::of(&mut conn).await.map_err(Failure::of)?;
         let limits: Option<(u8, u64)> = conn
             .query_first("SELECT @@GLOBAL.local_infile, @@SESSION.max_allowed_packet")
             .await
-            .map_err(Failure::alone)?;
+            .map_err(Failure::of)?;
         let (local_infile, max_packet) = limits.unwrap_or((0, 1 << 20));
-        let collations = collations(&mut conn, server).await.map_err(Failure::alone)?;
+        let collations = collations(&mut conn, server).await.map_err(Failure::of)?;
         Ok(Self {
             conn,
             server,
@@ -111,11 +111,6 @@ impl Session {
     /// Sends this in front of the next statement.
     pub(super) fn stage(&mut self, sql: impl Into<String>) {
         self.staged.push(sql.into());
-    }
-
-    /// Takes back what was staged: the transaction ends without it.
-    pub(super) fn unstage(&mut self) {
-        self.staged.clear();
     }
 
     /// A new batch, what is staged in front.
@@ -138,18 +133,9 @@ impl Session {
     /// Sends a batch; what each of its counted statements did.
     pub(super) async fn run(&mut self, batch: &Batch) -> Result<Vec<Outcome>, Failure> {
         let mut all: Vec<Outcome> = Vec::with_capacity(batch.counted.len());
-        let result = self.results(&batch.sql, &mut all).await;
-        let counted = |done: &[Outcome]| -> Vec<Outcome> {
-            done.iter().zip(&batch.counted).filter(|(_, own)| **own).map(|(it, _)| *it).collect()
-        };
-        match result {
-            Ok(()) => Ok(counted(&all)),
-            Err(error) => {
-                // The last result read was the error's.
-                let done = counted(&all[..all.len().saturating_sub(1)]).len();
-                Err(Failure { error, done })
-            }
-        }
+        self.results(&batch.sql, &mut all).await.map_err(Failure::of)?;
+        let counted = all.into_iter().zip(&batch.counted).filter(|(_, own)| **own);
+        Ok(counted.map(|(outcome, _)| outcome).collect())
     }
 
     async fn results(
@@ -185,8 +171,8 @@ impl Session {
         to: &TableId,
     ) -> Result<Option<Looked>, Failure> {
         let found = catalog::table(&mut self.conn, self.server, to).await;
-        let Some(catalog) = found.map_err(Failure::alone)? else { return Ok(None) };
-        let around = self.surroundings(to).await.map_err(Failure::alone)?;
+        let Some(catalog) = found.map_err(Failure::of)? else { return Ok(None) };
+        let around = self.surroundings(to).await.map_err(Failure::of)?;
         Ok(Some(Looked {
             shape: Shape::of(schema, &catalog, around, self.server),
             catalog,

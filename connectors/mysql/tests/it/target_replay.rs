@@ -1,0 +1,169 @@
+//! Replay: one by one, with repairs where the policy allows them.
+
+use std::sync::Arc;
+
+use tailwater_apply::{Change, ConflictPolicy, Table, TargetError};
+use tailwater_change::{Operation, Value};
+
+use crate::target::{Bench, change, delete, insert, int, moved, on_every_flavor, text, update};
+
+const REPAIR: ConflictPolicy = ConflictPolicy::Repair;
+const STOP: ConflictPolicy = ConflictPolicy::Stop;
+
+async fn table(bench: &mut Bench) -> Arc<Table> {
+    bench.sql(
+        "CREATE TABLE t (id INT NOT NULL PRIMARY KEY, \
+         name VARCHAR(10) COLLATE utf8mb4_bin, n INT, UNIQUE KEY by_name (name))",
+    );
+    let schema = bench.schema("t", vec![int("id", 1), text("name", 2, 10), int("n", 3)]);
+    bench.table(schema).await
+}
+
+fn one(id: i64, name: &'static str, n: i64) -> [Value<'static>; 3] {
+    [Value::Int(id), Value::Text(name), Value::Int(n)]
+}
+
+fn all(bench: &Bench) -> String {
+    bench.sql("SELECT * FROM t ORDER BY id").replace('\n', " ").replace('\t', ",")
+}
+
+fn assert_conflict(result: Result<u64, TargetError>, part: &str) {
+    match result {
+        Err(TargetError::Conflict { table, detail }) => {
+            assert_eq!(table.name, "t");
+            assert!(detail.contains(part), "{detail}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_in_order_have_their_effect_without_a_repair() {
+    on_every_flavor(async |mut bench| {
+        let table = table(&mut bench).await;
+        let names: Vec<String> = (0..500).map(|id| format!("n{id}")).collect();
+        let mut changes: Vec<Change> = Vec::new();
+        for (id, name) in (0..500).zip(&names) {
+            changes.push(insert(&table, &[Value::Int(id), Value::Text(name), Value::Int(0)]));
+        }
+        // The same value wanders from row to row: only this order is legal.
+        for id in 1..500 {
+            changes.push(update(&table, &[Value::Int(id - 1), Value::Null, Value::Int(1)]));
+            changes.push(update(&table, &[Value::Int(id), Value::Text("n0"), Value::Int(1)]));
+        }
+        changes.push(delete(&table, &one(7, "", 0)));
+        assert_eq!(bench.replay(&changes, STOP).await.unwrap(), 0);
+        assert_eq!(bench.sql("SELECT COUNT(*), SUM(n), MAX(name) FROM t"), "499\t499\tn0");
+        let truncate = change(&table, Operation::Truncate, None, None);
+        let after = insert(&table, &one(1, "a", 1));
+        assert_eq!(bench.replay(&[truncate, after], STOP).await.unwrap(), 0);
+        assert_eq!(all(&bench), "1,a,1");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conflicts_are_repaired_and_counted_or_stop() {
+    on_every_flavor(async |mut bench| {
+        let table = table(&mut bench).await;
+        bench.sql("INSERT INTO t VALUES (1, 'old', 1), (2, 'two', 2)");
+        let cases = [
+            (insert(&table, &one(1, "new", 5)), "already there"),
+            (update(&table, &one(9, "nine", 9)), "not there"),
+            (delete(&table, &one(8, "", 0)), "not there"),
+        ];
+        for (change, part) in &cases {
+            assert_conflict(bench.replay(std::slice::from_ref(change), STOP).await, part);
+            assert_eq!(all(&bench), "1,old,1 2,two,2");
+        }
+        let changes: Vec<Change> = cases.iter().map(|(change, _)| change.clone()).collect();
+        assert_eq!(bench.replay(&changes, REPAIR).await.unwrap(), 3);
+        assert_eq!(all(&bench), "1,new,5 2,two,2 9,nine,9");
+        // A moved row whose old place is empty and whose new one is taken.
+        let change = moved(&table, &one(77, "", 0), &one(9, "ninth", 10));
+        assert!(bench.replay(&[change], REPAIR).await.unwrap() > 0);
+        assert_eq!(all(&bench), "1,new,5 2,two,2 9,ninth,10");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_repaired_names_the_index_or_the_key() {
+    on_every_flavor(async |mut bench| {
+        let table = table(&mut bench).await;
+        bench.sql("INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)");
+        let before = all(&bench);
+        let taken = insert(&table, &one(3, "a", 3));
+        assert_conflict(bench.replay(&[taken], REPAIR).await, "by_name");
+        let taken = update(&table, &one(2, "a", 3));
+        assert_conflict(bench.replay(&[taken], REPAIR).await, "by_name");
+        let unsent = update(&table, &[Value::Int(5), Value::Unsent, Value::Int(5)]);
+        assert_conflict(bench.replay(&[unsent], REPAIR).await, "`id`=5");
+        assert_eq!(all(&bench), before);
+        // A bad value is no conflict: the table must change.
+        let long = insert(&table, &one(6, "longer than ten", 1));
+        let error = bench.replay(&[long], REPAIR).await.unwrap_err();
+        assert!(matches!(error, TargetError::Refused(_)), "{error:?}");
+        assert!(error.to_string().contains("name"), "{error}");
+        assert_eq!(all(&bench), before);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn swaps_that_no_order_of_rows_allows_are_made_together() {
+    on_every_flavor(async |mut bench| {
+        let table = table(&mut bench).await;
+        bench.sql("INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2), (3, 'c', 3)");
+        // Values of the unique key swapped, as a deferrable constraint lets them.
+        let changes = [update(&table, &one(1, "b", 1)), update(&table, &one(2, "a", 2))];
+        assert_eq!(bench.replay(&changes, STOP).await.unwrap(), 0);
+        assert_eq!(all(&bench), "1,b,1 2,a,2 3,c,3");
+        // k = k + 1 from the bottom up.
+        let changes = [
+            moved(&table, &one(1, "b", 1), &one(2, "b", 1)),
+            moved(&table, &one(2, "a", 2), &one(3, "a", 2)),
+            moved(&table, &one(3, "c", 3), &one(4, "c", 3)),
+        ];
+        assert_eq!(bench.replay(&changes, STOP).await.unwrap(), 0);
+        assert_eq!(all(&bench), "2,b,1 3,a,2 4,c,3");
+        // Identities swapped.
+        let changes = [
+            moved(&table, &one(2, "b", 1), &one(3, "b", 1)),
+            moved(&table, &one(3, "a", 2), &one(2, "a", 2)),
+        ];
+        assert_eq!(bench.replay(&changes, STOP).await.unwrap(), 0);
+        assert_eq!(all(&bench), "2,a,2 3,b,1 4,c,3");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_cascades_fire_here_in_the_sources_order() {
+    on_every_flavor(async |mut bench| {
+        bench.sql(
+            "CREATE TABLE t (id INT NOT NULL PRIMARY KEY); \
+             CREATE TABLE child (id INT NOT NULL PRIMARY KEY, t INT, \
+             FOREIGN KEY (t) REFERENCES t (id) ON DELETE CASCADE)",
+        );
+        let mut schema = bench.schema("t", vec![int("id", 1)]);
+        schema.hides_cascades = true;
+        let parent = bench.table(schema).await;
+        let mut schema = bench.schema("child", vec![int("id", 1), int("t", 2)]);
+        schema.hides_cascades = true;
+        let child = bench.table(schema).await;
+        let version = bench.sql("SELECT VERSION()");
+        println!("{version}");
+        assert!(parent.target.fires && child.target.fires);
+        let changes = [
+            insert(&parent, &[Value::Int(1)]),
+            insert(&child, &[Value::Int(10), Value::Int(1)]),
+            delete(&parent, &[Value::Int(1)]),
+            insert(&parent, &[Value::Int(1)]),
+            insert(&child, &[Value::Int(11), Value::Int(1)]),
+        ];
+        assert_eq!(bench.replay(&changes, STOP).await.unwrap(), 0);
+        assert_eq!(bench.sql("SELECT id FROM child"), "11");
+    })
+    .await;
+}
