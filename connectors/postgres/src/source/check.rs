@@ -4,7 +4,9 @@ use tailwater_change::{Problem, TableId};
 
 use crate::catalog::{CatalogTable, ReplicaIdentity, read_tables};
 use crate::connect::{Session, quote, quote_table, with_causes};
-use crate::source::slot::{foreign, may_not_publish, publication, slot_status};
+use crate::source::slot::{
+    create_publication, foreign, may_not_publish, publication, set_publication, slot_status,
+};
 use crate::source::wire::{Connection, Mode};
 use crate::source::{APPLICATION, Config};
 
@@ -140,13 +142,17 @@ async fn of_publication(
         .filter(|table| !table.owned)
         .map(|table| format!("{} belongs to {}", table.schema.table, table.owner))
         .collect();
+    let statement = match existing {
+        Some(_) => set_publication(name, tables),
+        None => create_publication(name, tables),
+    };
     let why = match existing {
         Some(one) if !one.owned => Some(format!("the publication {name} belongs to another role")),
         None if !may_create => Some("it has no CREATE privilege on the database".to_owned()),
         _ if !owned_by_others.is_empty() => Some(owned_by_others.join(", ")),
         _ => None,
     };
-    problems.extend(why.map(|why| may_not_publish(&config.server, name, tables, &why)));
+    problems.extend(why.map(|why| may_not_publish(&config.server, &statement, &why)));
     Ok(())
 }
 

@@ -61,22 +61,35 @@ struct Open {
 /// Relations that this stream has announced.
 #[derive(Debug, Default)]
 struct Bound {
-    by_oid: HashMap<u32, Option<usize>>,
+    by_oid: HashMap<u32, Binding>,
     tables: Vec<BoundTable>,
     /// Rows come in runs of one table.
     last: Option<(u32, usize)>,
 }
 
+/// What rows of a relation are to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Binding {
+    /// Rows of this table.
+    Captured(usize),
+    /// Not captured.
+    Ignored,
+    /// They should be captured, and cannot: the table and what is wrong with it. A partition is
+    /// announced like this too, but its rows come under its root's name.
+    Unknown(TableId, &'static str),
+}
+
 impl Bound {
-    /// The table of relation `oid`; `Some(None)` for one that is not captured.
-    fn find(&mut self, oid: u32) -> Option<Option<usize>> {
+    fn find(&mut self, oid: u32) -> Option<Binding> {
         if let Some((last, index)) = self.last
             && last == oid
         {
-            return Some(Some(index));
+            return Some(Binding::Captured(index));
         }
-        let found = *self.by_oid.get(&oid)?;
-        self.last = found.map(|index| (oid, index));
+        let found = self.by_oid.get(&oid)?.clone();
+        if let Binding::Captured(index) = found {
+            self.last = Some((oid, index));
+        }
         Some(found)
     }
 }
@@ -217,11 +230,14 @@ impl Decoder {
     fn relation(&mut self, relation: &Relation<'_>, out: &mut Changes) {
         self.bound.last = None;
         let Some(known) = self.tables.get(&relation.oid) else {
-            self.unknown(relation, out);
+            self.unknown(relation);
             return;
         };
         if let Some(what) = known.difference(relation) {
-            let slot = self.bound.by_oid.get(&relation.oid).copied().flatten().map(TableSlot);
+            let slot = match self.bound.by_oid.get(&relation.oid) {
+                Some(Binding::Captured(index)) => Some(TableSlot(*index)),
+                _ => None,
+            };
             let table = known.schema.table.clone();
             self.stop(slot, &table, what, out);
             return;
@@ -233,22 +249,21 @@ impl Decoder {
         let table = BoundTable::new(slot, known);
         out.schema(slot, Arc::clone(&table.schema));
         self.bound.tables.push(table);
-        self.bound.by_oid.insert(relation.oid, Some(slot.0));
+        self.bound.by_oid.insert(relation.oid, Binding::Captured(slot.0));
     }
 
     /// A published table that the snapshot did not have.
-    fn unknown(&mut self, relation: &Relation<'_>, out: &mut Changes) {
+    fn unknown(&mut self, relation: &Relation<'_>) {
         let table = TableId::new(relation.namespace, relation.name);
-        let before = self.tables.values().find(|known| known.schema.table == table);
-        let what = match before {
-            Some(_) => "dropped and created again",
-            None if (self.wanted)(&table) => "added after the snapshot",
-            None => {
-                self.bound.by_oid.insert(relation.oid, None);
-                return;
-            }
+        let before = self.tables.values().any(|known| known.schema.table == table);
+        let binding = if before {
+            Binding::Unknown(table, "dropped and created again")
+        } else if (self.wanted)(&table) {
+            Binding::Unknown(table, "added after the snapshot")
+        } else {
+            Binding::Ignored
         };
-        self.stop(None, &table, what.into(), out);
+        self.bound.by_oid.insert(relation.oid, binding);
     }
 
     fn stop(&mut self, slot: Option<TableSlot>, table: &TableId, what: String, out: &mut Changes) {
@@ -327,7 +342,14 @@ impl Decoder {
         };
         let ordinal = open.ordinal;
         open.ordinal = ordinal.next();
-        let Some(index) = found else { return Ok(None) };
+        let index = match found {
+            Binding::Captured(index) => index,
+            Binding::Ignored => return Ok(None),
+            Binding::Unknown(table, what) => {
+                self.stop(None, &table, what.into(), out);
+                return Ok(None);
+            }
+        };
         if !open.told {
             open.told = true;
             out.begin(Commit::lsn(open.commit), Some(open.committed_at_us));

@@ -10,6 +10,8 @@
 mod check;
 mod copy;
 mod decoder;
+#[cfg(test)]
+mod golden;
 mod patterns;
 mod pgoutput;
 mod slot;
@@ -147,8 +149,9 @@ impl PostgresSource {
         same_history(&mut connection, &state.system, &system, resume.after).await?;
         let status = slot_status(&session, &state.slot).await?;
         self.slot_holds(&state, status, from, resume.after)?;
-        self.still_published(&session, &state).await?;
-        self.still_the_same(&session, &state).await?;
+        let now = self.catalog(&session).await?;
+        still_published(&session, &state, &now).await?;
+        still_the_same(&state, &now)?;
         state.system = system;
         self.start(connection, state, from).await
     }
@@ -200,66 +203,63 @@ impl PostgresSource {
             Some(_) => Ok(()),
         }
     }
+}
 
-    /// Whether the publication still has every table that is still there.
-    async fn still_published(&self, session: &Session, state: &State) -> Result<(), SourceError> {
-        let name = &state.publication;
-        let repair = "take a new snapshot: `tailwater resync`";
-        let Some(published) = publication(session, name).await? else {
-            let what = format!("the publication {name} is gone");
-            return Err(SourceError::Refused(Problem::new(what, repair)));
+/// Whether the publication still has every table that is still there.
+async fn still_published(
+    session: &Session,
+    state: &State,
+    now: &[CatalogTable],
+) -> Result<(), SourceError> {
+    let name = &state.publication;
+    let refuse = |what: String| {
+        Err(SourceError::Refused(Problem::new(what, "take a new snapshot: `tailwater resync`")))
+    };
+    let Some(published) = publication(session, name).await? else {
+        return refuse(format!("the publication {name} is gone"));
+    };
+    if !published.whole || published.filtered {
+        return refuse(format!(
+            "the publication {name} was changed: it no longer publishes whole rows of every \
+             operation by partition root"
+        ));
+    }
+    // By today's names: a renamed table is still published.
+    let missing = now.iter().map(|table| (table.oid, &table.schema.table)).find(|(oid, table)| {
+        state.tables.iter().any(|known| known.oid == *oid) && !published.tables.contains(table)
+    });
+    match missing {
+        None => Ok(()),
+        Some((_, table)) => refuse(format!("the publication {name} no longer has {table}")),
+    }
+}
+
+/// Whether today's catalog shows what the stream never would: tables that were made again, or
+/// were added.
+fn still_the_same(state: &State, now: &[CatalogTable]) -> Result<(), SourceError> {
+    for table in now {
+        let name = &table.schema.table;
+        let known = state.tables.iter().find(|known| known.schema.table == *name);
+        let what = match known {
+            Some(known) => known.replaced(table),
+            // Renamed: the stream says so where it happened.
+            None if state.tables.iter().any(|known| known.oid == table.oid) => None,
+            None => Some("added after the snapshot".into()),
         };
-        if !published.whole || published.filtered {
-            return Err(SourceError::Refused(Problem::new(
-                format!(
-                    "the publication {name} was changed: it no longer publishes whole rows of \
-                     every operation by partition root"
-                ),
-                repair,
-            )));
-        }
-        let now = self.catalog(session).await?;
-        let missing = state.tables.iter().find(|known| {
-            !published.tables.contains(&known.schema.table)
-                && now.iter().any(|table| table.oid == known.oid)
-        });
-        match missing {
-            None => Ok(()),
-            Some(known) => Err(SourceError::Refused(Problem::new(
-                format!("the publication {name} no longer has {}", known.schema.table),
-                repair,
-            ))),
+        if let Some(what) = what {
+            let mut problem = schema_changed(name, &what);
+            if known.is_none() {
+                problem.remedy = format!("name {name} in `exclude`, or {}", problem.remedy);
+            }
+            return Err(SourceError::Refused(problem));
         }
     }
-
-    /// Whether today's catalog shows what the stream never would: tables that were made again, or
-    /// were added.
-    async fn still_the_same(&self, session: &Session, state: &State) -> Result<(), SourceError> {
-        let now = self.catalog(session).await?;
-        for table in &now {
-            let name = &table.schema.table;
-            let known = state.tables.iter().find(|known| known.schema.table == *name);
-            let what = match known {
-                Some(known) => known.replaced(table),
-                // Renamed: the stream says so where it happened.
-                None if state.tables.iter().any(|known| known.oid == table.oid) => None,
-                None => Some("added after the snapshot".into()),
-            };
-            if let Some(what) = what {
-                let mut problem = schema_changed(name, &what);
-                if known.is_none() {
-                    problem.remedy = format!("name {name} in `exclude`, or {}", problem.remedy);
-                }
-                return Err(SourceError::Refused(problem));
-            }
+    for known in &state.tables {
+        if !now.iter().any(|table| table.oid == known.oid) {
+            tracing::warn!(table = %known.schema.table, "the table is no longer on the source");
         }
-        for known in &state.tables {
-            if !now.iter().any(|table| table.oid == known.oid) {
-                tracing::warn!(table = %known.schema.table, "the table is no longer on the source");
-            }
-        }
-        Ok(())
     }
+    Ok(())
 }
 
 fn position_lost(after: Commit, what: String) -> SourceError {

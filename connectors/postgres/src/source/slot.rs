@@ -220,38 +220,45 @@ pub(crate) async fn ensure_publication(
     tables: &[CatalogTable],
 ) -> Result<(), SourceError> {
     let operation = format!("publishing tables as {name}");
+    let existing = publication(session, name).await?;
+    let statement = match existing {
+        Some(_) => set_publication(name, tables),
+        None => create_publication(name, tables),
+    };
     let failed = |error: tokio_postgres::Error| match error.as_db_error() {
         Some(said) if said.code().code() == "42501" => {
-            SourceError::Refused(may_not_publish(server, name, tables, said.message()))
+            SourceError::Refused(may_not_publish(server, &statement, said.message()))
         }
         _ => source_error(&operation, error),
     };
-    let Some(publication) = publication(session, name).await? else {
-        return session.batch_execute(&create_publication(name, tables)).await.map_err(failed);
+    let Some(publication) = existing else {
+        return session.batch_execute(&statement).await.map_err(failed);
     };
     let wanted: Vec<&TableId> = tables.iter().map(|table| &table.schema.table).collect();
     let has_all = wanted.iter().all(|table| publication.tables.contains(table));
     let has_more = publication.tables.iter().any(|table| !wanted.contains(&table));
-    if !publication.whole {
-        let sql = format!(
-            "ALTER PUBLICATION {} SET (publish = 'insert, update, delete, truncate', \
-             publish_via_partition_root = true)",
-            quote(name)
-        );
-        session.batch_execute(&sql).await.map_err(failed)?;
-    }
     // One that someone else made for us may hold more: its other tables are left aside.
-    if has_all && !publication.filtered && (!has_more || !publication.owned || publication.fixed) {
+    let complete = publication.whole && !publication.filtered && has_all;
+    if complete && (!has_more || !publication.owned || publication.fixed) {
         return Ok(());
     }
-    let sql = format!("ALTER PUBLICATION {} SET TABLE {}", quote(name), list(tables));
-    session.batch_execute(&sql).await.map_err(failed)
+    session.batch_execute(&statement).await.map_err(failed)
 }
 
 /// The statement that makes the publication.
 pub(crate) fn create_publication(name: &str, tables: &[CatalogTable]) -> String {
     format!(
         "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true)",
+        quote(name),
+        list(tables)
+    )
+}
+
+/// The statement that makes an existing publication what we need.
+pub(crate) fn set_publication(name: &str, tables: &[CatalogTable]) -> String {
+    format!(
+        "ALTER PUBLICATION {0} SET TABLE {1}; ALTER PUBLICATION {0} SET (publish = 'insert, \
+         update, delete, truncate', publish_via_partition_root = true)",
         quote(name),
         list(tables)
     )
@@ -265,20 +272,14 @@ fn list(tables: &[CatalogTable]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// The problem of a role that may not publish.
-pub(crate) fn may_not_publish(
-    server: &Server,
-    name: &str,
-    tables: &[CatalogTable],
-    why: &str,
-) -> Problem {
+/// The problem of a role that may not publish; `statement` is what another must run for it.
+pub(crate) fn may_not_publish(server: &Server, statement: &str, why: &str) -> Problem {
     let (database, user) = (quote(server.database()), quote(server.user()));
     Problem::new(
         format!("{} may not publish the tables: {why}", server.user()),
         format!(
-            "run this as a superuser: {}; (or GRANT CREATE ON DATABASE {database} TO {user} and \
-             make it the owner of every captured table)",
-            create_publication(name, tables)
+            "run this as a superuser: {statement}; (or GRANT CREATE ON DATABASE {database} TO \
+             {user} and make it the owner of every captured table and of the publication)"
         ),
     )
 }

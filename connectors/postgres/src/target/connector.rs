@@ -5,7 +5,7 @@ use tailwater_apply::{Target, TargetConnector, TargetError};
 use tailwater_change::{Dialect, Problem, TableId, TableSchema};
 
 use super::create::table_sql;
-use super::described::{CatalogEntry, Described};
+use super::described::CatalogEntry;
 use super::error::target_error;
 use super::mapping::fits;
 use super::progress;
@@ -319,8 +319,7 @@ fn structure(schema: &TableSchema, to: &TableId, entry: &CatalogEntry, user: &st
             );
         }
     }
-    let described = Described::new(schema, to, 0, entry.clone());
-    if described.is_ok_and(|described| described.unguarded) && !has_key(schema, entry) {
+    if !schema.key().is_empty() && !has_key(schema, entry) {
         let key: Vec<String> =
             schema.key().iter().map(|&index| quote(&schema.columns[index].name)).collect();
         let key = key.join(", ");

@@ -122,6 +122,7 @@ impl Form {
     pub(super) fn check(self, value: &Value<'_>) -> Result<(), Unfit> {
         let Value::Text(text) = *value else {
             return match (self, *value) {
+                (_, Value::Null | Value::Unsent) => Ok(()),
                 (Self::Int2, value) => int::<i16>(value).map(drop),
                 (Self::Int4, value) => int::<i32>(value).map(drop),
                 (Self::Int8, value) => int::<i64>(value).map(drop),

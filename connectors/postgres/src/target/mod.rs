@@ -5,7 +5,7 @@
 //!   steps        ─► statement (SQL as text)      ─┴► steps (executed, counted)
 //!                                                     │ refused
 //!                                                     ▼
-//!                                                    replay (one by one) ─► parking (rows in the way)
+//!                                                    replay (merge, or one by one) ─► parking (rows in the way)
 //! ```
 //!
 //! A session ([`session`]) fixes everything that changes how a value is read, and, where it may,
@@ -24,6 +24,7 @@ mod error;
 mod finish;
 mod form;
 mod mapping;
+mod merge;
 mod numeric;
 mod param;
 mod parking;

@@ -2,7 +2,8 @@
 //!
 //! First in small runs without waiting in between: where the plan chose the source's order for its
 //! own sake (triggers, foreign keys), nothing is wrong with the rows. A run that meets anything
-//! unexpected is undone and done again change by change, each under a savepoint:
+//! unexpected is undone and done again change by change, each under a savepoint. Many inserts that
+//! are to be repaired go together, where their order cannot matter (`merge`).
 //!
 //! | change | finds | then |
 //! |---|---|---|
@@ -44,6 +45,13 @@ impl PgTarget {
         let mut repaired = 0;
         let mut rest = changes;
         while !rest.is_empty() {
+            if policy == ConflictPolicy::Repair
+                && let Some((done, there)) = self.merge(rest).await?
+            {
+                repaired += there;
+                rest = &rest[done..];
+                continue;
+            }
             let (run, later) = rest.split_at(run_length(rest));
             if !self.run_at_once(run).await? {
                 for change in run {

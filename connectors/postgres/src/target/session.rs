@@ -15,7 +15,7 @@ use tokio_postgres::{Error, Statement};
 use super::described::{CatalogEntry, Described, Shared};
 use super::error::{Failure, connect_error, target_error};
 use super::param::Param;
-use super::parking::Parked;
+use super::parking::{Parked, parking};
 use super::{create, finish, progress, statement};
 use crate::connect::{Server, Session, quote_table};
 
@@ -134,10 +134,11 @@ impl PgTarget {
     /// types of columns that may have to go.
     async fn forget(&mut self, table: &Described) -> Result<(), TargetError> {
         self.statements.clear();
-        let stage = statement::stage(table);
-        if self.temporary.remove(&stage) {
-            self.run(&format!("DROP TABLE IF EXISTS {stage}"), "dropping a temporary table")
-                .await?;
+        for name in [statement::stage(table), parking(table)] {
+            if self.temporary.remove(&name) {
+                let drop = format!("DROP TABLE IF EXISTS {name}");
+                self.run(&drop, "dropping a temporary table").await?;
+            }
         }
         Ok(())
     }
@@ -271,7 +272,9 @@ impl Target for PgTarget {
         route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
     ) -> Result<(), TargetError> {
         // What the plan was told of the table is about to change.
-        self.tables.remove(to);
+        if let Some(old) = self.tables.remove(to) {
+            self.forget(&old).await?;
+        }
         finish::finish(&self.session, schema, to, route).await
     }
 

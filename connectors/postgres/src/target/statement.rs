@@ -191,6 +191,26 @@ pub(super) fn update_staged(table: &Described, set: &[usize], names: Names) -> S
     }
 }
 
+/// `INSERT` of the rows in `n…` whose identities are not there yet.
+pub(super) fn insert_staged(table: &Described) -> String {
+    let columns = list(table.flows.iter().map(|&index| name(table, index)));
+    let values = list(table.flows.iter().map(|index| format!("s.n{index}")));
+    format!(
+        "INSERT INTO {target} ({columns}){} SELECT {values} FROM {} AS s \
+         WHERE NOT EXISTS (SELECT FROM {target} AS t WHERE {})",
+        overriding(table),
+        stage(table),
+        by_stage(table, identity(table), Names::New),
+        target = table.sql,
+    )
+}
+
+/// Identities that are in `n…` more than once.
+pub(super) fn staged_twice(table: &Described) -> String {
+    let key = list(identity(table).iter().map(|index| format!("s.n{index}")));
+    format!("SELECT 1 FROM {} AS s GROUP BY {key} HAVING count(*) > 1 LIMIT 1", stage(table))
+}
+
 /// A SET clause that changes nothing, for rows of which nothing but the identity was sent; empty
 /// where no column may be set.
 fn idle(table: &Described) -> String {

@@ -21,7 +21,7 @@ use super::statement::{self, CopyFormat, Names};
 
 /// Up to this many rows a prepared statement per row, pipelined, beats filling a temporary table
 /// (three round trips and two catalog changes).
-const FEW_ROWS: usize = 16;
+pub(super) const FEW_ROWS: usize = 16;
 
 /// Rows larger than this in all go by COPY, which does not hold them whole.
 const FEW_BYTES: usize = 256 << 10;
@@ -155,7 +155,11 @@ impl PgTarget {
     }
 
     /// Fills the table's temporary table with the identities and new values of a group.
-    async fn fill_stage(&mut self, table: &Shared, group: &Group<'_>) -> Result<(), Failure> {
+    pub(super) async fn fill_stage(
+        &mut self,
+        table: &Shared,
+        group: &Group<'_>,
+    ) -> Result<(), Failure> {
         let stage = statement::stage(table);
         self.fresh_temporary(&stage, &statement::create_stage(table)).await?;
         let identity = statement::identity(table);
@@ -193,10 +197,10 @@ const POINTED_TO: &str = "
 
 /// Rows of an update that set the same columns and are found in the same way.
 #[derive(Debug)]
-struct Group<'a> {
-    set: Vec<usize>,
-    names: Names,
-    rows: Vec<&'a Change>,
+pub(super) struct Group<'a> {
+    pub(super) set: Vec<usize>,
+    pub(super) names: Names,
+    pub(super) rows: Vec<&'a Change>,
 }
 
 fn groups<'a>(table: &Described, rows: &'a [Change]) -> Vec<Group<'a>> {

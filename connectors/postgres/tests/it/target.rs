@@ -1,6 +1,7 @@
 //! The target on real servers: what the modules below share, and the session's own promises.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tailwater_apply::{
@@ -257,11 +258,17 @@ async fn the_lock_is_one_sessions_and_ends_with_it() {
         assert!(!second.try_lock("shop").await.unwrap());
         assert!(second.try_lock("other").await.unwrap());
         drop(first.target);
-        tailwater_scratch::wait_until(std::time::Duration::from_secs(20), "the lock", || {
-            let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
-                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-            Ok((first.server.sql(&first.database, held)? == "1").then_some(()))
+        // The driver's task ends when it is next looked at: not while we block.
+        let (server, database) = (first.server, first.database);
+        tokio::task::spawn_blocking(move || {
+            tailwater_scratch::wait_until(Duration::from_secs(60), "the lock", || {
+                let held = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database
+                             WHERE locktype = 'advisory' AND datname = current_database()";
+                Ok((server.sql(&database, held)? == "1").then_some(()))
+            })
         })
+        .await
+        .unwrap()
         .unwrap();
         assert!(second.try_lock("shop").await.unwrap());
     }
@@ -314,7 +321,7 @@ async fn whoever_is_fenced_commits_nothing() {
 /// is ended: only the progress row knows.
 #[tokio::test]
 async fn a_session_that_dies_in_commit_leaves_the_answer_in_the_progress() {
-    let settings = [("synchronous_standby_names", "'ghost'"), ("synchronous_commit", "local")];
+    let settings = [("synchronous_standby_names", "ghost"), ("synchronous_commit", "local")];
     let server: &'static Server =
         Box::leak(Box::new(Server::start_with(Flavor::Postgres15, &settings).unwrap()));
     let database = server.create_database().unwrap();
@@ -334,7 +341,7 @@ async fn a_session_that_dies_in_commit_leaves_the_answer_in_the_progress() {
     let killer = tokio::task::spawn_blocking({
         let database = database.clone();
         move || {
-            tailwater_scratch::wait_until(std::time::Duration::from_secs(60), "the wait", || {
+            tailwater_scratch::wait_until(Duration::from_secs(60), "the wait", || {
                 let end = "SET synchronous_commit = local;
                            SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                             WHERE wait_event = 'SyncRep'";

@@ -371,3 +371,25 @@ async fn an_altered_table_is_described_anew() {
         );
     }
 }
+
+#[tokio::test]
+async fn many_inserts_over_existing_rows_are_merged() {
+    for flavor in flavors() {
+        let mut fixture =
+            Fixture::new(flavor, "CREATE TABLE t (id int PRIMARY KEY, k int, v text)").await;
+        let table = fixture.describe(simple("t")).await;
+        fixture.sql("INSERT INTO t SELECT i, -1, 'old' FROM generate_series(0, 2999, 3) i");
+        let changes = inserts(&table, 2000);
+        assert!(fixture.replay(&changes, ConflictPolicy::Stop).await.is_err());
+        assert_eq!(fixture.replay(&changes, ConflictPolicy::Repair).await.unwrap(), 667);
+        // Of one key twice, the later counts.
+        let twice: Vec<Change> = (0..40)
+            .map(|n| insert(&table, &[Value::Int(n % 20), Value::Int(n), Value::Text("twice")]))
+            .collect();
+        assert_eq!(fixture.replay(&twice, ConflictPolicy::Repair).await.unwrap(), 40);
+        assert_eq!(
+            fixture.sql("SELECT v, count(*), sum(k) FROM t GROUP BY v ORDER BY v"),
+            "old\t333\t-333\ntwice\t20\t590\nv\t1980\t19988100"
+        );
+    }
+}

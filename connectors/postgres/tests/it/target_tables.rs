@@ -201,9 +201,12 @@ async fn a_table_of_mysqls_is_made_and_finished() {
         let target = fixture.target.describe(&source, &to).await.unwrap().unwrap();
         let table = Arc::new(tailwater_apply::Table { schema: Arc::new(source.clone()), target });
         // Too long for an index, and not to be compressed into one.
-        let long: String = (0..9000_u32)
-            .map(|n| char::from(b'!' + u8::try_from((n * n + n / 7) % 90).unwrap()))
-            .collect();
+        let mut seed = 7_u64;
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            char::from(b'!' + u8::try_from(seed >> 33 & 63).unwrap())
+        };
+        let long: String = (0..20_000).map(|_| next()).collect();
         let rows = vec![insert(
             &table,
             &[Value::Uint(4_000_000_000), Value::Text("a"), Value::Text(&long)],

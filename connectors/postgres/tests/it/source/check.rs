@@ -75,8 +75,10 @@ async fn a_role_without_rights_is_told_which_and_can_then_capture() {
         // The remedies, as they are printed.
         for problem in &found {
             let sql = problem.remedy.split("; (or").next().unwrap();
-            database.sql(sql.trim_start_matches("as a superuser: ")
-                .trim_start_matches("run this as a superuser: "));
+            database.sql(
+                sql.trim_start_matches("as a superuser: ")
+                    .trim_start_matches("run this as a superuser: "),
+            );
         }
         assert_eq!(source.check().await, []);
         let (found, _) = snapshot(&*source).await;

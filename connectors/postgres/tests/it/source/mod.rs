@@ -1,6 +1,7 @@
 //! The source against every PostgreSQL that this machine has.
 
 mod check;
+mod encryption;
 mod position;
 mod reader;
 mod rows;

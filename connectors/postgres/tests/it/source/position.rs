@@ -5,8 +5,8 @@ use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
 
 use crate::source::support::{
-    Database, Log, catch_up, changes_after, flavors, resume_after, said, snapshot, source_at,
-    soon, stream_at,
+    Database, Log, catch_up, changes_after, flavors, resume_after, said, snapshot, soon, source_at,
+    stream_at,
 };
 
 async fn prepared(flavor: Flavor) -> (Database, tailwater_capture::Resume) {

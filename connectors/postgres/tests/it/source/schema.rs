@@ -102,7 +102,8 @@ async fn a_new_label_of_an_enum_stops_by_name() {
 #[tokio::test]
 async fn a_publication_that_was_changed_by_hand_is_noticed() {
     let database = Database::new(flavors()[0]);
-    database.sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)");
+    database
+        .sql("CREATE TABLE t (id int PRIMARY KEY, v text); CREATE TABLE u (id int PRIMARY KEY)");
     let (_, resume) = snapshot(&*database.source()).await;
     let publication = format!("tailwater_{}", database.name);
     for (ddl, what) in [

@@ -78,9 +78,8 @@ async fn an_old_slot_of_an_unfinished_snapshot_is_replaced() {
         database.sql("INSERT INTO t VALUES (2)");
         let (found, resume) = snapshot(&*source).await;
         assert_eq!(found.rows.len(), 2);
-        let slots = database.sql(
-            "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()",
-        );
+        let slots = database
+            .sql("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
         assert_eq!(slots.trim(), "1");
         assert!(changes_after(&*source, &resume).await.rows.is_empty());
     }
@@ -89,8 +88,10 @@ async fn an_old_slot_of_an_unfinished_snapshot_is_replaced() {
 #[tokio::test]
 async fn a_failed_snapshot_drops_its_slot() {
     let database = Database::new(flavors()[0]);
-    database.sql("CREATE TABLE t (id int PRIMARY KEY, v text);
-                  INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g");
+    database.sql(
+        "CREATE TABLE t (id int PRIMARY KEY, v text);
+                  INSERT INTO t SELECT g, repeat('x', 1000) FROM generate_series(1, 20000) g",
+    );
     let source = database.source();
     let mut snapshot = source.snapshot().await.unwrap();
     let mut changes = Changes::new();
@@ -107,8 +108,8 @@ async fn a_failed_snapshot_drops_its_slot() {
         }
     };
     assert_eq!(error.disposition(), tailwater_change::Disposition::Retry, "{error:?}");
-    let slots =
-        database.sql("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
+    let slots = database
+        .sql("SELECT count(*) FROM pg_replication_slots WHERE database = current_database()");
     assert_eq!(slots.trim(), "0");
 }
 
@@ -124,7 +125,7 @@ async fn a_snapshot_waits_for_open_transactions_and_has_them() {
         (source, found, resume)
     });
     let waiting = "SELECT count(*) FROM pg_stat_activity
-                    WHERE query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event_type = 'Lock'";
+                    WHERE datname = current_database() AND query LIKE 'CREATE_REPLICATION_SLOT%' AND wait_event_type = 'Lock'";
     let (server, name) = (database.server, database.name.clone());
     tokio::task::spawn_blocking(move || {
         wait_until(std::time::Duration::from_secs(60), "the slot waits", || {
