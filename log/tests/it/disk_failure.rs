@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use tailwater_kafka::wire::ErrorCode;
@@ -25,11 +25,19 @@ struct FailingDisk {
     flush_fails: AtomicBool,
     cut_fails: AtomicBool,
     flushes: AtomicU64,
+    /// While set, a flush does not end.
+    held: Mutex<bool>,
+    released: Condvar,
 }
 
 impl FailingDisk {
     fn set(flag: &AtomicBool, value: bool) {
         flag.store(value, Ordering::SeqCst);
+    }
+
+    fn hold(&self, held: bool) {
+        *self.held.lock().unwrap() = held;
+        self.released.notify_all();
     }
 }
 
@@ -77,6 +85,8 @@ impl DiskFile for FailingFile {
 
     fn sync(&self) -> io::Result<()> {
         self.disk.flushes.fetch_add(1, Ordering::SeqCst);
+        let held = self.disk.held.lock().unwrap();
+        drop(self.disk.released.wait_while(held, |held| *held).unwrap());
         if self.disk.flush_fails.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is gone"));
         }
@@ -178,6 +188,37 @@ async fn a_write_that_cannot_be_taken_back_takes_the_partition_offline() {
     let folder = scratch.die();
     let log = open(folder.path(), |_| {}).await;
     assert_eq!(read_all(&log, TOPIC).await, [(0, "kept".to_owned())]);
+}
+
+#[tokio::test]
+async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
+    let (scratch, disk) = scratch().await;
+    produce_values(&scratch.log, TOPIC, &["first"]).await;
+    disk.hold(true);
+    let before = disk.flushes.load(Ordering::SeqCst);
+    let mut writing = tokio::task::JoinSet::new();
+    for _ in 0..20 {
+        let log = Arc::clone(&scratch.log);
+        writing.spawn(async move { produce_values(&log, TOPIC, &["next"]).await });
+    }
+    // All are in the log, one flush is under way, and nobody sees or hears of them.
+    while scratch.status(TOPIC).end_offset.get() < 21
+        || disk.flushes.load(Ordering::SeqCst) == before
+    {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(scratch.status(TOPIC).high_watermark.get(), 1);
+    assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 1);
+    assert_eq!(list_offset(&scratch.log, TOPIC, -1).await.1, 1);
+    assert!(writing.try_join_next().is_none());
+
+    disk.hold(false);
+    while let Some(done) = writing.join_next().await {
+        done.unwrap();
+    }
+    let flushes = disk.flushes.load(Ordering::SeqCst) - before;
+    assert!(flushes <= 2, "{flushes} flushes for 20 batches");
+    assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 21);
 }
 
 #[tokio::test]

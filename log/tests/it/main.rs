@@ -1,5 +1,12 @@
 //! The log as its clients meet it: through requests, restarts, broken disks and foreign clients.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests fail like tests; the lints' own exemption covers only test functions"
+)]
+
 mod admin;
 mod compaction;
 mod crash;

@@ -180,6 +180,9 @@ async fn a_hole_in_the_middle_is_refused() {
     }
 }
 
+/// What the refusal says, and what was done to the file.
+type Damage<'a> = (&'a str, &'a dyn Fn(&Path));
+
 #[tokio::test]
 async fn sealed_segments_must_be_there_and_whole() {
     let scratch = Scratch::with(|config| config.segment_bytes = 1024).await;
@@ -192,7 +195,7 @@ async fn sealed_segments_must_be_there_and_whole() {
     let names = segment_names(folder.path());
     assert!(names.len() >= 4, "{names:?}");
 
-    let damage: [(&str, &dyn Fn(&Path)); 3] = [
+    let damage: [Damage<'_>; 3] = [
         ("restore", &|path| std::fs::remove_file(path).unwrap()),
         ("cut off", &|path| {
             let bytes = std::fs::read(path).unwrap();
