@@ -96,7 +96,7 @@ pub enum Item {
         table: TableId,
         /// What changed.
         description: String,
-        /// Where in the source's order.
+        /// Where in the source's order; between transactions: what it stands behind.
         place: Place,
         /// Where in the log.
         offset: Offset,

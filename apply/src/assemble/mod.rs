@@ -25,7 +25,9 @@ mod open;
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;
-use tailwater_change::{ChunkJoiner, Control, Envelope, Frame, Operation, Place, SchemaId};
+use tailwater_change::{
+    ChunkJoiner, Commit, Control, Envelope, Frame, Operation, Place, SchemaId, TableId,
+};
 use tailwater_kafka::{Limits, Offset, RecordBatch, Records};
 
 pub use error::{AssembleError, AssembleProblem};
@@ -155,7 +157,7 @@ impl Assembler {
     ///
     /// # Errors
     /// A record that is not ours or contradicts the others: reading stops at it.
-    pub fn next(&mut self) -> Result<Option<Item>, AssembleError> {
+    pub fn next_item(&mut self) -> Result<Option<Item>, AssembleError> {
         loop {
             if let Some(item) = self.ready.pop_front() {
                 return Ok(Some(item));
@@ -298,18 +300,7 @@ impl Assembler {
                 Ok(())
             }
             Control::SchemaChange { place, table, description } => {
-                if self.has_passed(*place) || self.is_duplicate(*place) {
-                    return Ok(());
-                }
-                self.void_before(*place)?;
-                self.flush(false, entry.from);
-                self.ready.push_back(Item::SchemaChange {
-                    table: table.clone(),
-                    description: (*description).to_owned(),
-                    place: *place,
-                    offset: entry.at,
-                });
-                Ok(())
+                self.change_schema(*place, table, description, entry)
             }
             Control::Open { .. } | Control::Chunk { .. } => Ok(()),
         }
@@ -392,6 +383,31 @@ impl Assembler {
         let open = self.open.get_or_insert_with(|| Open::transaction(place, entry.from));
         open.committed_at(committed_at_us);
         self.flush(true, self.next_offset);
+        Ok(())
+    }
+
+    /// Between transactions a source has no place for it: it stands behind what was passed.
+    fn change_schema(
+        &mut self,
+        place: Place,
+        table: &TableId,
+        description: &str,
+        entry: &Entry,
+    ) -> Result<(), AssembleProblem> {
+        let between = place.commit == Commit::ZERO;
+        if !between && (self.has_passed(place) || self.is_duplicate(place)) {
+            return Ok(());
+        }
+        if !between {
+            self.void_before(place)?;
+        }
+        self.flush(false, entry.from);
+        self.ready.push_back(Item::SchemaChange {
+            table: table.clone(),
+            description: description.to_owned(),
+            place: if between { self.passed } else { place },
+            offset: entry.at,
+        });
         Ok(())
     }
 

@@ -82,8 +82,10 @@ pub enum Error {
         table: TableId,
         /// What changed.
         description: String,
-        /// Where.
+        /// Where in the source's order.
         place: Place,
+        /// Where in the log.
+        offset: Offset,
     },
     /// A snapshot was given up and the stream goes on without it.
     #[error("the snapshot at {0} never ended, and the stream goes on")]

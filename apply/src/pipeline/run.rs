@@ -238,7 +238,7 @@ impl Pipeline {
         let skip = self.what_to_skip(error);
         let position = skip.map(|skip| match skip {
             Skip::Transaction(place) => transaction_position(place),
-            Skip::SchemaChange(place) => place.to_string(),
+            Skip::SchemaChange(place, _) => place.to_string(),
         });
         tracing::error!(
             error = error.reason(),
@@ -283,7 +283,7 @@ impl Pipeline {
 
     fn what_to_skip(&self, error: &Error) -> Option<Skip> {
         match error {
-            Error::SchemaChange { place, .. } => Some(Skip::SchemaChange(*place)),
+            Error::SchemaChange { place, offset, .. } => Some(Skip::SchemaChange(*place, *offset)),
             Error::Target(_) => {
                 let suspect = self.context.trial.suspect.filter(|suspect| suspect.transactions > 0);
                 suspect.map(|suspect| Skip::Transaction(suspect.first))

@@ -49,8 +49,8 @@ pub(super) struct Trial {
 pub(super) enum Skip {
     /// The rows of a transaction.
     Transaction(Place),
-    /// A change of a definition.
-    SchemaChange(Place),
+    /// A change of a definition, and where the log says so.
+    SchemaChange(Place, Offset),
 }
 
 /// How a session ended without an error.
@@ -168,7 +168,7 @@ impl<'a> Session<'a> {
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<Ending, Error> {
         loop {
-            match self.assembler.next() {
+            match self.assembler.next_item() {
                 Ok(Some(item)) => {
                     if self.take(item).await? == Flow::Restart {
                         return Ok(Ending::Restart);
@@ -310,14 +310,14 @@ impl<'a> Session<'a> {
             }
             Item::TableEnd { mark, .. } => self.end_table(mark),
             Item::SnapshotEnd(mark) => self.end_snapshot(mark).await?,
-            Item::SchemaChange { table, description, place, .. } => {
-                if self.context.trial.skip == Some(Skip::SchemaChange(place)) {
+            Item::SchemaChange { table, description, place, offset } => {
+                if self.context.trial.skip == Some(Skip::SchemaChange(place, offset)) {
                     tracing::warn!(%place, %table, "schema change skipped on command");
                     self.context.metrics.note_skip();
                 } else {
                     self.rest().await?;
                     self.context.trial.suspect = None;
-                    return Err(Error::SchemaChange { table, description, place });
+                    return Err(Error::SchemaChange { table, description, place, offset });
                 }
             }
         }
@@ -460,7 +460,7 @@ impl Trial {
             self.one_by_one = None;
         }
         let done = match self.skip {
-            Some(Skip::Transaction(skip) | Skip::SchemaChange(skip)) => skip <= place,
+            Some(Skip::Transaction(skip) | Skip::SchemaChange(skip, _)) => skip <= place,
             None => false,
         };
         if done {

@@ -137,16 +137,16 @@ impl Rows<'_> {
     fn steps(mut self, table: &Arc<Table>) -> Option<Vec<Step>> {
         let moved = self.moved_bases()?;
         let (mut deletes, mut updates, mut inserts) = (Vec::new(), Vec::new(), Vec::new());
-        for at in 0..self.rows.len() {
+        for (at, moved) in moved.into_iter().enumerate() {
             let now = self.rows[at].now.take();
             let row = &self.rows[at];
             let elsewhere = now.as_ref().and_then(|now| now.base).is_some_and(|base| base != at);
             // Gone from here without living on elsewhere, or in the way of one that comes here.
-            if row.was_there && !moved[at] && (now.is_none() || elsewhere) {
+            if row.was_there && !moved && (now.is_none() || elsewhere) {
                 deletes.push(self.delete_of(table, at));
             }
             let Some(now) = now else { continue };
-            if elsewhere || (row.was_there && !moved[at]) {
+            if elsewhere || (row.was_there && !moved) {
                 updates.push(self.update_of(table, at, now));
             } else {
                 inserts.push(self.insert_of(table, at, now));

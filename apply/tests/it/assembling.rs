@@ -1,7 +1,5 @@
 //! What counts in a partition and what does not.
 
-use std::fmt::Write as _;
-
 use tailwater_apply::{
     AssembleProblem, Assembler, Item, Mark, PartBounds, Resume, SchemaUse, Writer,
 };
@@ -34,17 +32,17 @@ fn resumed(log: &mut LogWriter, resume: Resume, bounds: PartBounds) -> String {
     }
     let mut text = String::new();
     loop {
-        match assembler.next() {
+        match assembler.next_item() {
             Ok(Some(item)) => write_item(&mut text, &item, &mut assembler),
             Ok(None) => break,
             Err(error) => {
-                writeln!(text, "{error}").unwrap();
+                text.push_str(&format!("{error}\n"));
                 break;
             }
         }
     }
     if let Some(open) = assembler.unfinished() {
-        writeln!(text, "unfinished {open}").unwrap();
+        text.push_str(&format!("unfinished {open}\n"));
     }
     text
 }
@@ -66,20 +64,20 @@ fn write_item(text: &mut String, item: &Item, assembler: &mut Assembler) {
                 (_, false, false) => "more",
                 (_, false, true) => "end",
             };
-            writeln!(text, "{kind} [{}] {}", ordinals.join(" "), at(&part.mark)).unwrap();
+            text.push_str(&format!("{kind} [{}] {}\n", ordinals.join(" "), at(&part.mark)));
         }
-        Item::Voided { transaction, .. } => writeln!(text, "voided {transaction}").unwrap(),
-        Item::Idle(mark) => writeln!(text, "idle {}", at(mark)).unwrap(),
+        Item::Voided { transaction, .. } => text.push_str(&format!("voided {transaction}\n")),
+        Item::Idle(mark) => text.push_str(&format!("idle {}\n", at(mark))),
         Item::SnapshotBegin { snapshot, mark } => {
-            writeln!(text, "snapshot begin {snapshot}; {}", at(mark)).unwrap();
+            text.push_str(&format!("snapshot begin {snapshot}; {}\n", at(mark)));
         }
         Item::TableBegin { begin, mark, .. } => {
-            writeln!(text, "table begin {begin}; {}", at(mark)).unwrap();
+            text.push_str(&format!("table begin {begin}; {}\n", at(mark)));
         }
-        Item::TableEnd { mark, .. } => writeln!(text, "table end {}", at(mark)).unwrap(),
-        Item::SnapshotEnd(mark) => writeln!(text, "snapshot end {}", at(mark)).unwrap(),
+        Item::TableEnd { mark, .. } => text.push_str(&format!("table end {}\n", at(mark))),
+        Item::SnapshotEnd(mark) => text.push_str(&format!("snapshot end {}\n", at(mark))),
         Item::SchemaChange { table, place, .. } => {
-            writeln!(text, "schema change of {table} {place}").unwrap();
+            text.push_str(&format!("schema change of {table} {place}\n"));
         }
     }
 }
@@ -406,7 +404,7 @@ fn a_row_beyond_the_bound_is_an_error() {
     for batch in log.batches() {
         assembler.push(batch);
     }
-    assert!(matches!(assembler.next().unwrap_err().problem, AssembleProblem::Chunk(_)));
+    assert!(matches!(assembler.next_item().unwrap_err().problem, AssembleProblem::Chunk(_)));
 }
 
 #[test]
@@ -426,7 +424,7 @@ fn any_resume_point_gives_the_same_rest() {
             }
         }
         let mut marks = Vec::new();
-        while let Some(item) = assembler.next().unwrap() {
+        while let Some(item) = assembler.next_item().unwrap() {
             let Item::Part(part) = item else { panic!("{item:?}") };
             marks.push(part.mark);
         }

@@ -183,6 +183,34 @@ async fn a_schema_change_stops_until_it_is_skipped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn schema_changes_between_transactions_are_skipped_one_by_one() {
+    let rig = rig();
+    let mut log = LogWriter::new();
+    log.insert(16, 0, true);
+    for description in ["one", "two"] {
+        let place = Place::new(Epoch::FIRST, Commit::ZERO, Ordinal::ZERO);
+        log.control(&Control::SchemaChange { place, table: t(), description });
+    }
+    log.insert(48, 1, true);
+    rig.log.append(log.batches());
+    let running = rig.start();
+    for description in ["one", "two"] {
+        let failure = running
+            .until(|status| {
+                let failure = status.failure.as_ref();
+                status.state == State::Stopped
+                    && failure.is_some_and(|failure| failure.reason.ends_with(description))
+            })
+            .await
+            .failure
+            .unwrap();
+        running.handle.skip(failure.position.unwrap()).await.unwrap();
+    }
+    running.applied(end_of(48)).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn bad_bytes_stop_after_what_is_whole_and_cannot_be_skipped() {
     let rig = rig();
     let mut log = LogWriter::new();

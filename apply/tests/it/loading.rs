@@ -167,7 +167,7 @@ async fn a_snapshot_that_broke_off_is_loaded_anew() {
 #[tokio::test(start_paused = true)]
 async fn a_table_that_the_next_snapshot_lacks_is_emptied() {
     let other = schema("other", &[]);
-    let rig = Rig::new(&[schema("t", &[&["a"]]), other.clone()]);
+    let rig = Rig::new(&[schema("t", &[&["a"]]), std::sync::Arc::clone(&other)]);
     let mut log = LogWriter::new();
     begin(&mut log, 16);
     table(&mut log, 16, 0..6);

@@ -92,7 +92,8 @@ impl SourceConnector for MemorySource {
             news: self.shared.news.subscribe(),
             bound: false,
             next,
-            probed: false,
+            // Without a position the first thing to say is where it begins.
+            probed: resume.is_none(),
         }))
     }
 
@@ -228,7 +229,7 @@ impl MemoryStream {
             self.next += 1;
             told = true;
         }
-        if std::mem::take(&mut self.probed) && !told {
+        if std::mem::take(&mut self.probed) {
             out.push(Event::Idle { through: script.current() });
             told = true;
         }
