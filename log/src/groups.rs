@@ -227,10 +227,11 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
+    use crate::storage::testing::own_lock;
 
     fn open(folder: &tempfile::TempDir) -> Groups {
         let path = folder.path().join("groups.journal");
-        Groups::new(Journal::open(&path, Arc::new(FileSystem)).unwrap())
+        Groups::new(Journal::open(&path, Arc::new(FileSystem), own_lock()).unwrap())
     }
 
     fn partition(topic: u128, number: i32) -> PartitionKey {

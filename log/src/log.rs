@@ -5,7 +5,7 @@
 //! folder. A `Log` that is dropped without being closed leaves its files like a process that died.
 
 use std::fmt;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::producers::ProducerRegistry;
 use crate::storage::checkpoint::{decode_json, encode_json};
 use crate::storage::disk;
 use crate::storage::flusher::Flusher;
+use crate::storage::folder_lock::FolderLock;
 use crate::storage::journal::Journal;
 use crate::storage::partition::{Partition, Shared, lock};
 use crate::storage::retention::Hold;
@@ -51,7 +52,6 @@ pub struct Log {
     tasks: Mutex<JoinSet<()>>,
     stop_tasks: CancellationToken,
     _stop_on_drop: DropGuard,
-    lock_file: Mutex<Option<File>>,
 }
 
 /// Where a partition stands: for metrics and `tailwater status`.
@@ -118,7 +118,7 @@ impl Log {
         let log = Arc::clone(self);
         let closing = tokio::task::spawn_blocking(move || log.close_blocking());
         outcome = outcome.and(closing.await.map_err(|_| Error::TaskFailed).flatten());
-        drop(lock(&self.lock_file).take());
+        self.shared.folder_lock.release();
         outcome
     }
 
@@ -163,12 +163,15 @@ impl Log {
     fn open_blocking(config: Config) -> Result<Self, Error> {
         let data_dir = config.data_dir.clone();
         fs::create_dir_all(&data_dir).map_err(Error::io("create", &data_dir))?;
-        let lock_file = lock_folder(&data_dir)?;
+        let folder_lock = FolderLock::take(&data_dir)?;
         let cluster_id = open_node(&data_dir, config.node_id)?;
-        let shared = Arc::new(Shared::new(config));
+        let shared = Arc::new(Shared::new(config, folder_lock));
         let config = &shared.config;
         // Flushed whatever the policy: an epoch must never come back, and both are small.
-        let journal = |name: &str| Journal::open(&data_dir.join(name), Arc::clone(&config.disk));
+        let journal = |name: &str| {
+            let folder_lock = Arc::clone(&shared.folder_lock);
+            Journal::open(&data_dir.join(name), Arc::clone(&config.disk), folder_lock)
+        };
         let producers = ProducerRegistry::new(journal("producers.journal")?);
         let groups = Arc::new(Groups::new(journal("groups.journal")?));
         let topics = Arc::new(Topics::open(&data_dir, Arc::clone(&shared))?);
@@ -186,7 +189,6 @@ impl Log {
             tasks: Mutex::default(),
             _stop_on_drop: stop_tasks.clone().drop_guard(),
             stop_tasks,
-            lock_file: Mutex::new(Some(lock_file)),
             shared,
         })
     }
@@ -237,23 +239,6 @@ fn status(partition: &Partition) -> PartitionStatus {
         end_offset: offsets.end,
         size_bytes,
         offline: stopped.map(|why| why.to_string()),
-    }
-}
-
-/// One process per folder: a second writer would ruin every file.
-fn lock_folder(data_dir: &Path) -> Result<File, Error> {
-    let path = data_dir.join("lock");
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Locked { path: data_dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
     }
 }
 

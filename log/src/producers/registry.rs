@@ -243,10 +243,11 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
+    use crate::storage::testing::own_lock;
 
     fn open(folder: &Path) -> ProducerRegistry {
         let path = folder.join("producers.journal");
-        ProducerRegistry::new(Journal::open(&path, Arc::new(FileSystem)).unwrap())
+        ProducerRegistry::new(Journal::open(&path, Arc::new(FileSystem), own_lock()).unwrap())
     }
 
     fn role(name: &str) -> InitRequest {

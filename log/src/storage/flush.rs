@@ -248,7 +248,9 @@ impl Partition {
         if let Err(source) = active.file.sync() {
             // What is on the disk is unknown from here on. Not NoSpace either: nothing to retry.
             let error = Error::Io { operation: "flush", path: active.path.clone(), source };
-            self.stop(Stopped::Offline(error.full_text()));
+            let reason = error.full_text();
+            let remedy = "nothing was acknowledged since; restart the node when the disk is sound";
+            self.stop(Stopped::Offline(format!("{reason}; {remedy}")));
             return Err(error);
         }
         files.flushed_end = written_end;

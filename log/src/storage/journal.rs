@@ -33,6 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::Error;
 use crate::storage::disk::{self, Disk, DiskFile};
+use crate::storage::folder_lock::FolderLock;
 use crate::storage::partition::lock;
 
 const MAGIC: &[u8; 4] = b"TWJL";
@@ -74,7 +75,11 @@ impl Journal {
     ///
     /// # Errors
     /// The system's, and [`Error::Corrupt`].
-    pub(crate) fn open(path: &Path, disk: Arc<dyn Disk>) -> Result<Self, Error> {
+    pub(crate) fn open(
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        folder_lock: Arc<FolderLock>,
+    ) -> Result<Self, Error> {
         let (file, size, found) = open_file(path, &*disk)?;
         let entries = Arc::new(Mutex::new(found));
         let (requests, incoming) = mpsc::channel(WAITING_CHANGES);
@@ -85,6 +90,7 @@ impl Journal {
             size,
             entries: Arc::clone(&entries),
             broken: None,
+            _folder_lock: folder_lock,
         };
         let thread = std::thread::Builder::new()
             .name("log-journal".to_owned())
@@ -133,6 +139,8 @@ struct Writer {
     entries: Arc<Mutex<Entries>>,
     /// Set once what is on the disk is unknown.
     broken: Option<String>,
+    /// Kept until the thread has ended.
+    _folder_lock: Arc<FolderLock>,
 }
 
 impl Writer {
@@ -349,9 +357,10 @@ fn take<'a>(body: &mut &'a [u8], length: u32) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
     use crate::storage::FileSystem;
+    use crate::storage::testing::own_lock;
 
     fn open(path: &Path) -> Result<Journal, Error> {
-        Journal::open(path, Arc::new(FileSystem))
+        Journal::open(path, Arc::new(FileSystem), own_lock())
     }
 
     fn set(key: &str, value: &str) -> Change {

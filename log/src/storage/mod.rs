@@ -14,6 +14,7 @@ pub(crate) mod disk;
 pub(crate) mod epochs;
 mod flush;
 pub(crate) mod flusher;
+pub(crate) mod folder_lock;
 mod index;
 pub(crate) mod journal;
 pub(crate) mod lookup;
@@ -26,6 +27,6 @@ mod scan;
 mod segment;
 mod tail;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use disk::{Disk, DiskFile, FileSystem};

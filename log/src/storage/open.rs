@@ -120,8 +120,7 @@ impl Opening<'_> {
 
         let producers = self.producers(&sealed, &last)?;
         if !last.clean && !fresh {
-            description.epochs.begin(last.end);
-            description.write(self.folder)?;
+            self.begin_epoch(&mut description, last.end)?;
         }
         // The seal of a segment that is written again must not be believed any more.
         disk::remove_file(&segment::path(self.folder, last_base, Kind::Index))?;
@@ -164,6 +163,25 @@ impl Opening<'_> {
             ));
         }
         Ok(description)
+    }
+
+    /// Begins a leader epoch after a crash. On a full disk the old one goes on: readers then do not
+    /// learn of a tail that was lost unflushed, but what there is can be read.
+    fn begin_epoch(
+        &self,
+        description: &mut PartitionDescription,
+        end: Offset,
+    ) -> Result<(), Error> {
+        let mut next = description.clone();
+        next.epochs.begin(end);
+        match next.write(self.folder) {
+            Ok(()) => *description = next,
+            Err(error @ Error::NoSpace { .. }) => {
+                tracing::warn!(error = %error.full_text(), "no new leader epoch");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Makes the first segment of a partition.
@@ -210,7 +228,10 @@ impl Opening<'_> {
         // Compaction may have removed the last records before the next segment.
         let end = if self.topic.compact { next } else { found.end };
         let segment = self.in_run(&path, SealedSegment { end, ..segment }, next)?;
-        found.index.write(&index_path, size, segment.end)?;
+        if let Err(error) = found.index.write(&index_path, size, segment.end) {
+            // Searched from the front without it, which a full disk is no reason to refuse.
+            tracing::warn!(error = %error.full_text(), "index not written");
+        }
         Ok(segment)
     }
 

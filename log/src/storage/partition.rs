@@ -27,6 +27,7 @@ use crate::Config;
 use crate::producers::ProducerStates;
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
+use crate::storage::folder_lock::FolderLock;
 use crate::storage::segment::{ActiveSegment, SealedSegment};
 use crate::storage::tail::TailCache;
 use crate::topic_config::TopicConfig;
@@ -35,13 +36,15 @@ use crate::topic_config::TopicConfig;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: Config,
+    /// Held as long as anyone may write.
+    pub(crate) folder_lock: Arc<FolderLock>,
     /// How many partitions share [`Config::tail_bytes`].
     pub(crate) partition_count: AtomicUsize,
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config) -> Self {
-        Self { config, partition_count: AtomicUsize::new(0) }
+    pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>) -> Self {
+        Self { config, folder_lock, partition_count: AtomicUsize::new(0) }
     }
 
     /// A partition's share of the memory for recent batches.

@@ -1,7 +1,16 @@
-//! Batches for this crate's unit tests.
+//! What this crate's unit tests share.
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tailwater_kafka::{BatchBuilder, BatchStamp, LeaderEpoch, Offset, RecordBatch, place};
+
+use crate::storage::folder_lock::FolderLock;
+
+/// A lock that nobody else wants: each journal under test has its own.
+pub(crate) fn own_lock() -> Arc<FolderLock> {
+    FolderLock::take(tempfile::tempdir().unwrap().path()).unwrap()
+}
 
 /// A batch of `count` records at `base`, record `n` with timestamp `1000 * n`.
 pub(crate) fn batch_at(base: i64, count: i64) -> RecordBatch {
