@@ -310,8 +310,7 @@ mod tests {
     #[test]
     fn narrower_columns_are_refused_and_wider_ones_taken() {
         let check = |kind: Kind, native, base, typmod, expected: bool| {
-            let fit =
-                fits(&source(kind.clone(), native), Dialect::Mysql, &target(base, typmod), &[]);
+            let fit = fits(&source(kind, native), Dialect::Mysql, &target(base, typmod), &[]);
             assert_eq!(fit.is_ok(), expected, "{native} into {base}({typmod}): {fit:?}");
         };
         let int = |bits, signed| Kind::Int { bits, signed };

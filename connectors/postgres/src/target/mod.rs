@@ -8,12 +8,12 @@
 //!                                                    replay (merge, or one by one) ─► parking (rows in the way)
 //! ```
 //!
-//! A session ([`session`]) fixes everything that changes how a value is read, and, where it may,
+//! A session (`session`) fixes everything that changes how a value is read, and, where it may,
 //! sets `session_replication_role = replica`: then no trigger, foreign key or cascade of the target
 //! acts, since the source has logged what its own did. A set-based step is accepted only if the
 //! server counts exactly its rows; progress is the last statement before COMMIT, and fails the
 //! transaction where the fence is another's (`progress`). Tables are made as the source's are, or as
-//! near as the mapping ([`mapping`]) says (`create`, `finish`).
+//! near as the mapping (`mapping`) says (`create`, `finish`).
 
 mod connector;
 mod copy;

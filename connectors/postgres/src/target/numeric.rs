@@ -65,11 +65,8 @@ fn put_digits(
     for digit in groups {
         if digit == 0 {
             // A zero counts only between digits that are none.
-            if kept == 0 {
-                leading += 1
-            } else {
-                zeros += 1
-            }
+            let count = if kept == 0 { &mut leading } else { &mut zeros };
+            *count += 1;
             continue;
         }
         for _ in 0..zeros {

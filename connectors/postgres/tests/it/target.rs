@@ -157,10 +157,11 @@ impl Fixture {
         let outcome = self.target.step(step).await.unwrap();
         self.target.rollback_to_savepoint().await.unwrap();
         self.target.rollback().await.unwrap();
-        match outcome {
-            StepOutcome::Refused(why) => why,
-            StepOutcome::Applied => panic!("the step was applied"),
-        }
+        let why = match outcome {
+            StepOutcome::Refused(why) => Some(why),
+            StepOutcome::Applied => None,
+        };
+        why.expect("the step is refused")
     }
 
     async fn end(&mut self) -> Result<(), TargetError> {
