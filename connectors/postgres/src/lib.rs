@@ -12,3 +12,5 @@ pub mod source;
 pub mod target;
 mod tls;
 mod types;
+
+pub use reader::table_reader;

@@ -23,7 +23,7 @@ use tailwater_change::{
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use crate::catalog::read_tables;
-use crate::connect::{Session, literal, quote, quote_table, source_error};
+use crate::connect::{Server, Session, literal, quote, quote_table, source_error};
 use crate::source::bad_column;
 use crate::types::{Cell, Scratch};
 
@@ -35,6 +35,15 @@ const KEYS_PER_STATEMENT: usize = 500;
 pub(crate) struct PostgresReader {
     session: Session,
     natives: HashMap<TableId, HashMap<String, String>>,
+}
+
+/// Reads rows of the database at `url` by key, whichever end of a pipeline it is.
+///
+/// # Errors
+/// The url does not parse, or the server cannot be reached.
+pub async fn table_reader(url: &str) -> Result<Box<dyn TableReader>, SourceError> {
+    let server = Server::parse(url).map_err(SourceError::Refused)?;
+    Ok(Box::new(PostgresReader::new(server.connect("tailwater verify").await?)))
 }
 
 impl PostgresReader {
@@ -53,8 +62,14 @@ impl PostgresReader {
             let tables = read_tables(&self.session, |table| table == name)
                 .await
                 .map_err(|error| source_error("reading the catalog", error))?;
-            let columns = tables.into_iter().flat_map(|table| table.schema.columns);
-            let natives = columns.map(|column| (column.name, column.native)).collect();
+            // Types that are not captured are read all the same: a target may store a value of
+            // another engine in one (MySQL's TIME as an interval).
+            let mut natives = HashMap::new();
+            for table in tables {
+                let taken = table.schema.columns.into_iter().map(|c| (c.name, c.native));
+                natives.extend(taken);
+                natives.extend(table.refused.into_iter().map(|c| (c.name, c.native)));
+            }
             self.natives.insert(name.clone(), natives);
         }
         let natives = &self.natives[name];

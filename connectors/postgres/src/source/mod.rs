@@ -23,7 +23,9 @@ mod wire;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tailwater_capture::{Resume, Snapshot, SourceConnector, SourceError, Stream, TableReader};
+use tailwater_capture::{
+    Resume, Snapshot, SourceConnector, SourceError, SourceLock, Stream, TableReader,
+};
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
 use crate::catalog::{CatalogTable, read_tables};
@@ -137,7 +139,7 @@ impl PostgresSource {
             publication: slot.clone(),
             tables: tables.into_iter().map(KnownTable::from).collect(),
         };
-        self.start(connection, state, made.consistent_point).await
+        Ok(self.start(connection, state, made.consistent_point).await?.announced())
     }
 
     async fn stream_after(&self, resume: &Resume) -> Result<PostgresStream, SourceError> {
@@ -362,6 +364,20 @@ impl SourceConnector for PostgresSource {
             None => self.stream_from_now().await?,
             Some(resume) => self.stream_after(resume).await?,
         }))
+    }
+
+    async fn try_lock(&self) -> Result<Option<SourceLock>, SourceError> {
+        let session = self.session().await?;
+        // Two processes of one source are two clients of one slot: its name is the lock's.
+        let row = session
+            .query_one(
+                "SELECT pg_try_advisory_lock(hashtextextended('tailwater.source.' || $1, 0))",
+                &[&self.config.slot],
+            )
+            .await
+            .map_err(|error| source_error("taking the source's lock", error))?;
+        let taken: bool = row.get(0);
+        Ok(taken.then(|| SourceLock::new(session)))
     }
 
     async fn table_reader(&self) -> Result<Box<dyn TableReader>, SourceError> {

@@ -205,11 +205,16 @@ pub(crate) async fn switch_point(
         .await
         .map_err(|error| error.into_source_error("reading the timeline's history"))?;
     let history = rows.first().and_then(|row| row.get(1)).cloned().flatten().unwrap_or_default();
-    Ok(history.lines().find_map(|line| {
+    Ok(left_at(&history, from))
+}
+
+/// Where a timeline's history says that `timeline` was left: lines of timeline, LSN and reason.
+fn left_at(history: &str, timeline: u32) -> Option<u64> {
+    history.lines().find_map(|line| {
         let mut words = line.split_whitespace();
-        let timeline: u32 = words.next()?.parse().ok()?;
-        (timeline == from).then(|| words.next().and_then(parse_lsn))?
-    }))
+        let found: u32 = words.next()?.parse().ok()?;
+        if found == timeline { words.next().and_then(parse_lsn) } else { None }
+    })
 }
 
 /// Sees to it that the publication has exactly these tables.
@@ -365,6 +370,15 @@ mod tests {
         assert_ne!(slot_name("Shop"), slot_name("shop"));
         let long = slot_name(&"x".repeat(80));
         assert!(long.len() <= 63 && long != slot_name(&"x".repeat(81)));
+    }
+
+    #[test]
+    fn a_history_says_where_a_timeline_was_left() {
+        let history = "1\t0/3000148\tno recovery target specified\n\n2\t1/60\tbefore a day\n";
+        assert_eq!(left_at(history, 1), Some(0x300_0148));
+        assert_eq!(left_at(history, 2), Some(0x1_0000_0060));
+        assert_eq!(left_at(history, 3), None);
+        assert_eq!(left_at("", 1), None);
     }
 
     #[test]

@@ -9,15 +9,19 @@
 //! X" is, to the server, X + 1.
 
 use async_trait::async_trait;
-use tailwater_capture::{Changes, ServerIdentity, SourceError, SourceState, Stream};
+use tailwater_capture::{Changes, Event, ServerIdentity, SourceError, SourceState, Stream};
 use tailwater_change::Commit;
 
 use crate::connect::{literal, quote};
 use crate::source::decoder::Decoder;
+use crate::source::position_lost;
 use crate::source::state::State;
 use crate::source::wire::{Connection, WireError, frame, server_error, unexpected};
 
 const OPERATION: &str = "reading the replication stream";
+
+/// `undefined_object`, `undefined_file`.
+const GONE: [&str; 2] = ["42704", "58P01"];
 
 /// More unsent status than this means that the server does not read: another adds nothing.
 const STATUS_BYTES: usize = 4 << 10;
@@ -29,6 +33,8 @@ pub(crate) struct PostgresStream {
     decoder: Decoder,
     server: ServerIdentity,
     state: SourceState,
+    /// Where a stream without a resume begins: said before anything else.
+    began: Option<Commit>,
     /// What the server may forget: the first position that the log does not hold, exclusive end.
     flushed: u64,
 }
@@ -54,6 +60,10 @@ impl PostgresStream {
             WireError::Server { code, .. } if code == "55006" => {
                 SourceError::InUse(format!("the replication slot {}", state.slot))
             }
+            // Looked at a moment ago, and gone since: the slot, or the WAL that it kept.
+            WireError::Server { code, message } if GONE.contains(&code.as_str()) => {
+                position_lost(Commit::lsn(from.saturating_sub(1)), message)
+            }
             other => other.into_source_error("starting replication"),
         })?;
         Ok(Self {
@@ -61,8 +71,15 @@ impl PostgresStream {
             decoder,
             server: state.system.identity(),
             state: state.to_source_state()?,
+            began: None,
             flushed: from,
         })
+    }
+
+    /// Lets the stream begin with an `Idle` that says where: for those who do not know yet.
+    pub(crate) fn announced(mut self) -> Self {
+        self.began = Some(Commit::lsn(self.flushed.saturating_sub(1)));
+        self
     }
 
     /// Decodes what has been read, until `out` holds `bytes`.
@@ -167,6 +184,10 @@ impl Stream for PostgresStream {
     }
 
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
+        if let Some(through) = self.began.take() {
+            out.push(Event::Idle { through });
+            return Ok(());
+        }
         let before = out.events().len();
         loop {
             // Nothing was added yet, so waiting here may be given up.

@@ -70,20 +70,15 @@ async fn a_slot_advanced_by_hand_is_a_lost_position() {
 async fn another_server_is_a_lost_position() {
     let (database, resume) = prepared(flavors()[0]).await;
     let mut state: serde_json::Value = serde_json::from_str(&resume.state.0).unwrap();
-    state["system"]["identifier"] = "1".into();
+    let own = std::mem::replace(&mut state["system"]["identifier"], "1".into());
     let resume = resume_after(resume.after, false, &SourceState(state.to_string()));
     let text = lost(&database, &resume).await;
     assert!(text.contains("another server"), "{text}");
-    let mut state: serde_json::Value = serde_json::from_str(&resume.state.0).unwrap();
-    state["system"]["identifier"] = identifier(&database).into();
+    state["system"]["identifier"] = own;
     state["system"]["timeline"] = 7.into();
     let resume = resume_after(resume.after, false, &SourceState(state.to_string()));
     let text = lost(&database, &resume).await;
     assert!(text.contains("timeline"), "{text}");
-}
-
-fn identifier(database: &Database) -> String {
-    database.sql("SELECT system_identifier FROM pg_control_system()").trim().to_owned()
 }
 
 #[tokio::test]
@@ -158,7 +153,13 @@ async fn from_now_on_without_a_snapshot() {
         let source = database.source();
         let mut stream = source.stream(None).await.unwrap();
         database.sql("INSERT INTO t VALUES (2)");
-        let mut log = Log::default();
+        let (mut log, mut changes) = (Log::default(), tailwater_capture::Changes::new());
+        stream.next(&mut changes, 1 << 20).await.unwrap();
+        assert!(
+            matches!(changes.events(), [tailwater_capture::Event::Idle { .. }]),
+            "where it began, first of all"
+        );
+        log.take(&changes);
         catch_up(&*source, &mut *stream, &mut log).await.unwrap();
         assert_eq!(log.texts(), ["insert [2]"]);
         let resume = resume_after(log.through, false, &stream.state());
@@ -216,4 +217,22 @@ async fn a_wait_that_is_given_up_loses_nothing() {
     assert!(dropped > 0);
     let ids: Vec<String> = (1..=300).map(|id| format!("insert [{id}]")).collect();
     assert_eq!(log.texts(), ids);
+}
+
+#[tokio::test]
+async fn one_process_at_a_time_captures_a_source() {
+    for flavor in flavors() {
+        let database = Database::new(flavor);
+        let held = database.source().try_lock().await.unwrap();
+        assert!(held.is_some());
+        assert!(database.source().try_lock().await.unwrap().is_none());
+        drop(held);
+        // The server notices the end of the session a moment later.
+        soon(async {
+            while database.source().try_lock().await.unwrap().is_none() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
 }
