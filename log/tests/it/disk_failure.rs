@@ -22,6 +22,8 @@ struct FailingDisk {
     /// Segment bytes that still fit.
     room: AtomicU64,
     full: AtomicBool,
+    /// Writes that did not fit.
+    refusals: AtomicU64,
     flush_fails: AtomicBool,
     cut_fails: AtomicBool,
     flushes: AtomicU64,
@@ -80,7 +82,11 @@ impl DiskFile for FailingFile {
         let room = usize::try_from(self.disk.room.load(Ordering::SeqCst)).unwrap();
         let fits = Bytes::copy_from_slice(&joined[..room.min(joined.len())]);
         self.file.write_all_at(&[fits], position)?;
-        if room < joined.len() { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+        if room < joined.len() {
+            self.disk.refusals.fetch_add(1, Ordering::SeqCst);
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -153,6 +159,49 @@ async fn the_first_batch_of_a_producer_that_did_not_fit_is_still_its_first() {
     assert_eq!(answer, Err(ErrorCode::OutOfOrderSequenceNumber));
     assert_eq!(produce(&scratch.log, TOPIC, values(&["a"], writer)).await, Ok(0));
     assert_eq!(produce(&scratch.log, TOPIC, values(&["b"], second)).await, Ok(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_producer_gets_through_a_full_disk_in_order_and_once() {
+    use tailwater_kafka::{
+        Client, ClientConfig, Node, PartitionId, ProducerConfig, TopicPartition, Transport,
+    };
+    let (scratch, disk) = scratch().await;
+    let node: Arc<dyn Node> = Arc::<tailwater_log::Log>::clone(&scratch.log);
+    let transport = Transport::in_process(node);
+    let client = Client::connect(ClientConfig::default(), transport).await.unwrap();
+    let config =
+        ProducerConfig { transactional_id: Some("role".to_owned()), ..ProducerConfig::default() };
+    let mut producer = client.producer(config).await.unwrap();
+    let handle = producer.register(&TopicPartition::new(TOPIC, PartitionId::new(0)));
+    let mut refused = 0;
+    for number in 0..300 {
+        // Full for a while, with batches in flight, again and again.
+        if number % 100 == 30 {
+            disk.room.store(number, Ordering::SeqCst);
+            FailingDisk::set(&disk.full, true);
+        }
+        producer.append(handle, None, &[number.to_string().as_bytes()], 1).unwrap();
+        producer.flush();
+        if number % 100 == 60 {
+            let before = disk.refusals.load(Ordering::SeqCst);
+            let seen = async {
+                while disk.refusals.load(Ordering::SeqCst) < before + 2 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(20), seen).await.unwrap();
+            refused += 1;
+            FailingDisk::set(&disk.full, false);
+        }
+        tokio::task::yield_now().await;
+    }
+    producer.drain().await.unwrap();
+    assert_eq!(refused, 3);
+    let all: Vec<_> =
+        read_all(&scratch.log, TOPIC).await.into_iter().map(|(_, text)| text).collect();
+    let expected: Vec<_> = (0..300).map(|number| number.to_string()).collect();
+    assert_eq!(all, expected);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ mod crash;
 mod disk_failure;
 mod fetching;
 mod kcat;
+mod our_client;
 mod producing;
 mod recovery;
 mod retention;
