@@ -39,7 +39,7 @@ const CONTRACT: &str = "SET NAMES utf8mb4; \
      innodb_lock_wait_timeout = 50, lock_wait_timeout = 60, wait_timeout = 2147483, \
      interactive_timeout = 2147483, net_read_timeout = 600, net_write_timeout = 600, \
      sql_safe_updates = 0, sql_big_selects = 1, sql_auto_is_null = 0, sql_notes = 1, \
-     sql_select_limit = DEFAULT, max_error_count = 64; \
+     sql_select_limit = DEFAULT; \
      SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
 
 /// What a statement did.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tailwater_apply::{Change, Step, StepOutcome, Table};
 use tailwater_change::{Identity, Kind, Value};
-use tailwater_scratch::Server;
+use tailwater_scratch::{Flavor, Server};
 
 use crate::target::{
     Bench, column, connector_for, delete, deletes, flavors, insert, inserts, int, moved,
@@ -122,7 +122,12 @@ async fn the_same_holds_without_local_infile_and_with_small_packets() {
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_larger_than_a_packet_go_in_pieces() {
     for flavor in flavors() {
-        let settings = [("max_allowed_packet", "1M"), ("innodb_log_file_size", "256M")];
+        let redo = if flavor == Flavor::MySql {
+            "innodb_redo_log_capacity"
+        } else {
+            "innodb_log_file_size"
+        };
+        let settings = [("max_allowed_packet", "1M"), (redo, "256M")];
         let server: &'static Server =
             Box::leak(Box::new(Server::start_with(flavor, &settings).unwrap()));
         let mut bench = Bench::on(server).await;
