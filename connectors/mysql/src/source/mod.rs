@@ -13,6 +13,8 @@ mod check;
 mod file;
 mod filter;
 mod gtids;
+#[cfg(test)]
+mod record;
 mod session;
 mod snapshot;
 mod state;

@@ -163,7 +163,11 @@ async fn locate(
 }
 
 /// Turns a new connection into a dump.
-async fn dump(source: &MysqlSource, file: &BinlogName, position: u64) -> Result<Wire, SourceError> {
+pub(super) async fn dump(
+    source: &MysqlSource,
+    file: &BinlogName,
+    position: u64,
+) -> Result<Wire, SourceError> {
     let failed = |error| SourceError::unavailable("begin to read the binlog", error);
     let mut wire = Wire::connect(&source.endpoint).await.map_err(|error| {
         SourceError::unavailable(format!("connect to {}", source.endpoint), error)

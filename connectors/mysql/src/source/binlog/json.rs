@@ -233,7 +233,8 @@ fn base64(bytes: &[u8], out: &mut String) {
     let mut line = 0;
     for chunk in bytes.chunks(3) {
         if line == BASE64_LINE {
-            out.push('\n');
+            // The server breaks lines, and prints the break as a string's.
+            out.push_str("\\n");
             line = 0;
         }
         let group = chunk.iter().fold(0_usize, |group, byte| group << 8 | usize::from(*byte));
@@ -284,7 +285,7 @@ mod tests {
         assert_eq!(out, "YWJjZA==");
         out.clear();
         base64(&[0; 58], &mut out);
-        assert_eq!(out.find('\n'), Some(76));
+        assert_eq!(out.find("\\n"), Some(76));
     }
 
     #[test]

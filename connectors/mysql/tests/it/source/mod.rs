@@ -1,0 +1,6 @@
+//! The source against real servers: what a table's rows look like, what a stream says, in order.
+
+mod faults;
+mod support;
+mod transactions;
+mod types;
