@@ -101,14 +101,6 @@ impl Deref for Session {
     }
 }
 
-impl Session {
-    /// The client, where a transaction borrows it mutably.
-    #[allow(dead_code, reason = "the source never needs it; the target does")]
-    pub(crate) fn client_mut(&mut self) -> &mut Client {
-        &mut self.client
-    }
-}
-
 impl Drop for Session {
     fn drop(&mut self) {
         // Closes the socket even where the driver waits on a server that does not answer.
