@@ -109,11 +109,6 @@ impl Charset {
         CHARSETS.iter().find(|charset| charset.name == name).copied()
     }
 
-    /// Its name, as the server spells it.
-    pub(crate) fn name(&self) -> &'static str {
-        self.name
-    }
-
     /// `bytes` as UTF-8 where they are that already.
     ///
     /// # Errors
@@ -250,7 +245,7 @@ mod tests {
             Ok(None) => charset.decode(bytes, &mut text).map(|()| text),
             Err(error) => Err(error),
         };
-        assert_eq!(decoded.ok().as_deref(), expected, "{} {bytes:02x?}", charset.name());
+        assert_eq!(decoded.ok().as_deref(), expected, "{} {bytes:02x?}", charset.name);
     }
 
     #[test]

@@ -40,7 +40,7 @@ impl GtidSet {
                 for part in parts {
                     match interval(part) {
                         Some(interval) => {
-                            insert(sources.entry(source.clone()).or_default(), interval)
+                            insert(sources.entry(source.clone()).or_default(), interval);
                         }
                         None => source = format!("{uuid}:{part}"),
                     }

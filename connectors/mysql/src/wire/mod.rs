@@ -217,11 +217,6 @@ impl TextRow {
     pub(crate) fn fields(&self) -> TextFields<'_> {
         TextFields(&self.0)
     }
-
-    /// Bytes it takes.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// The values of a row: NULL, or the server's text.

@@ -63,7 +63,7 @@ impl Checksum {
     ///
     /// # Errors
     /// The sum is not that of the bytes.
-    pub(crate) fn strip<'b>(self, event: &'b [u8]) -> Result<&'b [u8], Broken> {
+    pub(crate) fn strip(self, event: &[u8]) -> Result<&[u8], Broken> {
         let Some(at) = event.len().checked_sub(CHECKSUM_BYTES).filter(|at| *at >= HEADER_BYTES)
         else {
             return Ok(event);

@@ -224,7 +224,7 @@ impl Decoder {
         let start = self.position;
         self.advance(head).map_err(|broken| self.failed(head.kind, broken))?;
         // Of a gap, the event stands at its end.
-        let start = start.max(self.position - u64::from(head.size));
+        let start = start.max(self.position.saturating_sub(u64::from(head.size)));
         self.buffers.start = Commit::binlog(self.file, start);
         if head.kind == kind::TRANSACTION_PAYLOAD {
             let body = event.slice(HEADER_BYTES..content.len());
@@ -250,7 +250,7 @@ impl Decoder {
         if !right {
             return Err(Broken("its position does not follow from the event before it"));
         }
-        self.position += distance;
+        self.position = self.position.checked_add(distance).ok_or(Broken("its position"))?;
         Ok(())
     }
 
@@ -285,7 +285,7 @@ impl Decoder {
         if head.kind == kind::HEARTBEAT && head.next != 0 && self.transaction.is_none() {
             let distance = head.next.wrapping_sub(low_bits(self.position));
             if distance < u32::MAX / 2 && self.dialect == Dialect::Mariadb {
-                self.position += u64::from(distance);
+                self.position = self.position.saturating_add(u64::from(distance));
             }
         }
         self.idle(out);

@@ -44,7 +44,11 @@ fn transactions_come_whole_and_in_order() {
         let begins = tail.recorder.begins();
         assert!(begins.is_sorted() && begins[0] > resume.after);
         let ends = tail.recorder.items.iter();
-        assert!(ends.filter(|item| matches!(item, Item::End(Some(gtid)) if gtid.contains(|c| matches!(c, ':' | '-')))).count() == 4);
+        assert!(
+            ends.filter(|item| matches!(item, Item::End(Some(gtid)) if gtid.contains([':', '-'])))
+                .count()
+                == 4
+        );
     });
 }
 
