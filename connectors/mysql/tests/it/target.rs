@@ -1,5 +1,11 @@
 //! What the tests of the target share: a database on each flavor, schemas and rows by hand.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on fails where it stands, and says on which server"
+)]
+
 use std::sync::Arc;
 
 use bytes::Bytes;
