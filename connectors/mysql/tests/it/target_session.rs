@@ -103,7 +103,7 @@ async fn a_connection_lost_in_commit_is_an_unknown_outcome_that_the_row_settles(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadlock_or_a_lost_connection_is_tried_again() {
+async fn a_lost_connection_is_tried_again() {
     for flavor in flavors() {
         let server = Server::shared(flavor);
         let proxy = Proxy::start(server.port()).unwrap();
