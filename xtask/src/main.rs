@@ -1,11 +1,15 @@
-//! One-word commands for people and CI: `cargo xtask test`, `check`, `tidy`, `fmt`, `db`.
+//! One-word commands for people and CI: `cargo xtask demo`, `test`, `bench`, `check`, `tidy`, `fmt`, `db`.
 //!
 //! A clean clone needs nothing else: `test` finds out what this machine lacks (`setup`), gets it
 //! where it may, runs every test and says in its last line what it could not cover.
 #![expect(clippy::print_stdout, reason = "a command line program talks to who typed it")]
 
+mod admin;
 mod check;
+mod clock;
 mod db;
+mod demo;
+mod session;
 mod setup;
 mod shell;
 mod test;
@@ -26,6 +30,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Three pipelines between scratch servers, under load, in a live table.
+    Demo(demo::Arguments),
     /// Gets what the tests need, builds the binary, runs every test.
     Test(test::Arguments),
     /// Format, lints, documentation, tidy, and the dependencies' licences and sources.
@@ -42,6 +48,7 @@ enum Command {
 fn main() -> ExitCode {
     let root = root();
     let done = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&root, &arguments),
         Command::Test(arguments) => test::run(&root, &arguments),
         Command::Check => check::run(&root),
         Command::Tidy => tidy::run(&root),

@@ -26,7 +26,7 @@ struct Missing {
 
 /// Makes this machine ready, as far as it may (`install`) and can.
 pub(crate) fn prepare(install: bool) -> Result<()> {
-    packages(install)?;
+    packages(&missing_packages(), install)?;
     if install {
         make_sid_root();
         fetch_kafka();
@@ -34,8 +34,14 @@ pub(crate) fn prepare(install: bool) -> Result<()> {
     Ok(())
 }
 
-fn packages(install: bool) -> Result<()> {
-    let missing = missing_packages();
+/// Makes this machine ready to start PostgreSQL and MariaDB, which is all the demo needs.
+pub(crate) fn servers(install: bool) -> Result<()> {
+    let mut missing = missing_packages();
+    missing.retain(|missing| missing.required);
+    packages(&missing, install)
+}
+
+fn packages(missing: &[Missing], install: bool) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

@@ -22,6 +22,24 @@ pub(crate) fn cargo_command(root: &Path) -> Command {
     command
 }
 
+/// Builds the program in `profile` (`dev`, `release`, `profiling`) and returns where it lies.
+pub(crate) fn tailwater(root: &Path, profile: &str) -> Result<PathBuf> {
+    run(cargo_command(root).args(["build", "--package", "tailwater", "--profile", profile]))?;
+    let folder = if profile == "dev" { "debug" } else { profile };
+    Ok(target_folder(root)?.join(folder).join("tailwater"))
+}
+
+/// Where cargo puts what it builds: an environment variable or a setting may say so.
+fn target_folder(root: &Path) -> Result<PathBuf> {
+    let mut command = cargo_command(root);
+    command.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = command.output().context("start cargo metadata")?;
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("read cargo metadata")?;
+    let folder = metadata["target_directory"].as_str().context("no target folder in metadata")?;
+    Ok(PathBuf::from(folder))
+}
+
 /// Runs `command`, says what it runs, and fails if it does.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
