@@ -243,7 +243,7 @@ fn an_inserted_and_deleted_row_leaves_nothing() {
 #[test]
 fn a_row_that_comes_back_is_updated() {
     let (old, new) = (row(1, None, "b", "c"), row(1, Some(2), "b", "c"));
-    let steps = check(&mut one_table(&[]), &[old.clone()], |script| {
+    let steps = check(&mut one_table(&[]), std::slice::from_ref(&old), |script| {
         vec![script.delete(0, &old), script.insert(0, new)]
     });
     assert_eq!(steps, "update 1 (0 move)");
@@ -253,7 +253,7 @@ fn a_row_that_comes_back_is_updated() {
 fn unsent_columns_of_two_updates_are_overlaid() {
     let (first, second) = (row(1, Some(1), "b2", "c"), row(1, Some(2), "b2", "c"));
     let old = row(1, None, "b", "c");
-    let steps = check(&mut one_table(&[]), &[old.clone()], |script| {
+    let steps = check(&mut one_table(&[]), std::slice::from_ref(&old), |script| {
         vec![script.update(0, &old, first.clone(), &[3]), script.update(0, &first, second, &[2, 3])]
     });
     assert_eq!(steps, "update 1 (0 move)");
@@ -262,7 +262,7 @@ fn unsent_columns_of_two_updates_are_overlaid() {
 #[test]
 fn a_whole_row_that_moves_is_deleted_and_inserted() {
     let old = row(1, None, "b", "c");
-    let steps = check(&mut one_table(&[]), &[old.clone()], |script| {
+    let steps = check(&mut one_table(&[]), std::slice::from_ref(&old), |script| {
         let (two, three) = (row(2, None, "b", "c"), row(3, None, "b", "c"));
         vec![script.update(0, &old, two.clone(), &[]), script.update(0, &two, three, &[])]
     });
@@ -272,7 +272,7 @@ fn a_whole_row_that_moves_is_deleted_and_inserted() {
 #[test]
 fn a_partial_row_that_moves_keeps_what_was_not_sent() {
     let old = row(1, None, "b", "toast");
-    let steps = check(&mut one_table(&[]), &[old.clone()], |script| {
+    let steps = check(&mut one_table(&[]), std::slice::from_ref(&old), |script| {
         let (two, one) = (row(2, None, "b", "toast"), row(1, Some(9), "new", "row"));
         vec![script.update(0, &old, two, &[3]), script.insert(0, one)]
     });
@@ -321,7 +321,7 @@ fn unique_values_that_swap_are_refused_and_replayed() {
 #[test]
 fn truncate_is_a_barrier() {
     let old = row(1, None, "b", "c");
-    let steps = check(&mut one_table(&[]), &[old.clone()], |script| {
+    let steps = check(&mut one_table(&[]), std::slice::from_ref(&old), |script| {
         vec![
             script.delete(0, &old),
             Some(script.truncate(0)),

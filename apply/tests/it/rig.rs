@@ -212,10 +212,8 @@ impl Running {
             status.wait_for(|status| what(status)),
         )
         .await;
-        match found {
-            Ok(status) => status.unwrap().clone(),
-            Err(_) => panic!("never so; now {:?}", self.handle.status()),
-        }
+        assert!(found.is_ok(), "never so; now {:?}", self.handle.status());
+        found.unwrap().unwrap().clone()
     }
 
     /// Waits until everything up to `place` is applied and nothing is left.

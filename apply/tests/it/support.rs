@@ -107,11 +107,11 @@ pub(crate) fn write_key(schema: &TableSchema, cells: &[Cell]) -> Vec<u8> {
     out
 }
 
-/// The images of a change, as capture writes them: `(before, full, after, unsent)`.
-pub(crate) fn images(
-    schema: &TableSchema,
-    change: &ScriptedChange,
-) -> (Option<(Vec<u8>, bool)>, Option<Vec<u8>>, Vec<u32>) {
+/// `(before and whether it is whole, after, unsent)`.
+type Images = (Option<(Vec<u8>, bool)>, Option<Vec<u8>>, Vec<u32>);
+
+/// The images of a change, as capture writes them.
+pub(crate) fn images(schema: &TableSchema, change: &ScriptedChange) -> Images {
     let key_of = |row: &Vec<Cell>| write_key(schema, row);
     let keyless = schema.key().is_empty();
     let before = change.before.as_ref().and_then(|before| {

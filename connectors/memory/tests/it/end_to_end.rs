@@ -62,6 +62,9 @@ struct System {
     schemas: Vec<Arc<TableSchema>>,
 }
 
+/// A table's.
+type Rows = Vec<Vec<Cell>>;
+
 /// A task that is aborted when dropped: the process is gone.
 struct Process<H> {
     handle: H,
@@ -132,7 +135,7 @@ impl System {
         Process { handle, task }
     }
 
-    fn rows(&self) -> (Vec<Vec<Vec<Cell>>>, Vec<Vec<Vec<Cell>>>) {
+    fn rows(&self) -> (Vec<Rows>, Vec<Rows>) {
         let sorted = |mut rows: Vec<Vec<Cell>>| {
             rows.sort();
             rows
