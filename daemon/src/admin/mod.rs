@@ -1,0 +1,245 @@
+//! The admin listener: dashboard, metrics, health, and `/api/v1` for the command line.
+//!
+//! | path | answers |
+//! |---|---|
+//! | `GET /` | the dashboard |
+//! | `GET /metrics` | Prometheus |
+//! | `GET /healthz` | 200 while the process lives |
+//! | `GET /readyz` | 200 once every role runs, else 503 and which does not |
+//! | `GET /api/v1/status` | the status as `status --json` prints it |
+//! | `POST /api/v1/pipelines/P/wait?timeout_ms=N` | `{"exit": 0 or 1 or 2, "message"}` |
+//! | `POST /api/v1/pipelines/P/verify` | `{"exit", "message", "verdict"}` |
+//! | `POST /api/v1/{pipelines,sources}/NAME/{pause,resume}` | 200 |
+//! | `POST /api/v1/pipelines/P/skip?place=…`, `…/detach` | 200, or 409 and why not |
+//! | `GET /api/v1/sources/S/tail?from=…` | JSON lines, without an end |
+
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, serve};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::tail::Tail;
+use crate::wait::{Waited, wait};
+use crate::{metrics, verify};
+
+pub(crate) use status::{Status, lag_bytes, lag_seconds, status};
+
+/// Serves until `shutdown`.
+///
+/// # Errors
+/// The listener fails.
+pub(crate) async fn run(
+    listener: TcpListener,
+    app: Arc<App>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/", get(dashboard))
+        .route("/metrics", get(metrics_page))
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        .route("/readyz", get(readyz))
+        .route("/api/v1/status", get(status_json))
+        .route("/api/v1/pipelines/{name}/wait", post(wait_for))
+        .route("/api/v1/pipelines/{name}/verify", post(verify_now))
+        .route("/api/v1/pipelines/{name}/{action}", post(pipeline_action))
+        .route("/api/v1/sources/{name}/tail", get(tail))
+        .route("/api/v1/sources/{name}/{action}", post(source_action))
+        .with_state(app);
+    serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn dashboard() -> Html<&'static str> {
+    Html(include_str!("dashboard.html"))
+}
+
+async fn metrics_page(State(app): State<Arc<App>>) -> Response {
+    match metrics::encode(&app) {
+        Ok(text) => (
+            [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
+            text,
+        )
+            .into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn readyz(State(app): State<Arc<App>>) -> Response {
+    let waiting = status(&app).not_running();
+    if waiting.is_empty() {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, format!("not running: {}\n", waiting.join(", ")))
+        .into_response()
+}
+
+async fn status_json(State(app): State<Arc<App>>) -> Json<Status> {
+    Json(status(&app))
+}
+
+#[derive(Deserialize)]
+struct WaitQuery {
+    timeout_ms: u64,
+}
+
+async fn wait_for(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<WaitQuery>,
+) -> Json<serde_json::Value> {
+    let (exit, message) =
+        match wait(&app, &name, Duration::from_millis(query.timeout_ms)).await {
+            Waited::Reached => (0, String::new()),
+            Waited::TimedOut(why) => (1, why),
+            Waited::Cannot(why) => (2, why),
+        };
+    Json(json!({ "exit": exit, "message": message }))
+}
+
+async fn verify_now(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Json<serde_json::Value> {
+    Json(match verify::verify(&app, &name).await {
+        Ok(verdict) => {
+            let exit = i32::from(verdict.different > 0);
+            json!({ "exit": exit, "message": "", "verdict": verdict })
+        }
+        Err(error) => json!({ "exit": 2, "message": format!("{error:#}") }),
+    })
+}
+
+#[derive(Deserialize)]
+struct ActionQuery {
+    place: Option<String>,
+}
+
+async fn pipeline_action(
+    State(app): State<Arc<App>>,
+    Path((name, action)): Path<(String, String)>,
+    Query(query): Query<ActionQuery>,
+) -> Response {
+    let Some(role) = app.pipelines.get(&name) else { return unknown("pipeline", &name) };
+    let done = match action.as_str() {
+        "pause" => role.handle.pause().await,
+        "resume" => role.handle.resume().await,
+        "skip" => role.handle.skip(query.place.unwrap_or_default()).await,
+        "detach" => return detach(&app, &name).await,
+        _ => return unknown("action", &action),
+    };
+    match done {
+        Ok(()) => "ok\n".into_response(),
+        Err(error) => refused(&error.to_string()),
+    }
+}
+
+/// Pauses the pipeline and lets the log and the target forget its position.
+async fn detach(app: &App, name: &str) -> Response {
+    let Some(role) = app.pipelines.get(name) else { return unknown("pipeline", name) };
+    if let Err(error) = role.handle.pause().await {
+        return refused(&error.to_string());
+    }
+    if let Some(log) = &app.log
+        && let Err(error) = log.release_group(&format!("tailwater.{name}")).await
+    {
+        return refused(&format!("the log keeps its position: {error}"));
+    }
+    match role.connector.forget(name).await {
+        Ok(()) => "ok\n".into_response(),
+        Err(error) => refused(&format!("the target keeps its progress row: {error}")),
+    }
+}
+
+async fn source_action(
+    State(app): State<Arc<App>>,
+    Path((name, action)): Path<(String, String)>,
+) -> Response {
+    let Some(role) = app.sources.get(&name) else { return unknown("source", &name) };
+    match action.as_str() {
+        "pause" => role.handle.pause(),
+        "resume" => role.handle.resume(),
+        _ => return unknown("action", &action),
+    }
+    "ok\n".into_response()
+}
+
+#[derive(Deserialize)]
+struct TailQuery {
+    from: String,
+}
+
+/// Lines that wait for a slow reader: he holds back the log's reader, not our memory.
+const TAIL_LINES: usize = 64;
+
+async fn tail(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    Query(query): Query<TailQuery>,
+) -> Response {
+    let mut tail = match Tail::open(&app, &name, &query.from).await {
+        Ok(tail) => tail,
+        Err(error) => return refused(&format!("{error:#}")),
+    };
+    let (send, receive) = mpsc::channel::<Result<Bytes, std::io::Error>>(TAIL_LINES);
+    let body = Body::from_stream(tokio_stream(receive, async move {
+        loop {
+            match tail.next().await {
+                Ok(lines) => {
+                    for line in lines {
+                        if send.send(Ok(Bytes::from(line + "\n"))).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+                Err(error) => {
+                    let text = json!({ "error": format!("{error:#}") }).to_string() + "\n";
+                    let _closed = send.send(Ok(Bytes::from(text))).await;
+                    return;
+                }
+            }
+        }
+    }));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+}
+
+/// What `work` sends, as a stream that drives it: when the reader goes, so does the work.
+fn tokio_stream<T>(
+    receive: mpsc::Receiver<T>,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> impl futures_util::Stream<Item = T> {
+    futures_util::stream::unfold((receive, Box::pin(work), false), step)
+}
+
+async fn step<T, W: Future<Output = ()> + Unpin>(
+    (mut receive, mut work, mut done): (mpsc::Receiver<T>, W, bool),
+) -> Option<(T, (mpsc::Receiver<T>, W, bool))> {
+    loop {
+        tokio::select! {
+            biased;
+            item = receive.recv() => return item.map(|item| (item, (receive, work, done))),
+            () = &mut work, if !done => done = true,
+        }
+    }
+}
+
+fn unknown(what: &str, name: &str) -> Response {
+    (StatusCode::NOT_FOUND, format!("there is no {what} {name:?} in this process\n"))
+        .into_response()
+}
+
+fn refused(why: &str) -> Response {
+    (StatusCode::CONFLICT, format!("{why}\n")).into_response()
+}

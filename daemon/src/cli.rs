@@ -1,0 +1,151 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Span;
+
+/// Replicates databases by change data capture.
+#[derive(Debug, Parser)]
+#[command(name = "tailwater", version, about, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the roles that the configuration names, until SIGTERM or SIGINT.
+    Run(ConfigFile),
+    /// Try everything that `run` needs and print every problem with its remedy; exit 1 if any.
+    Check(ConfigFile),
+    /// Sources and pipelines: state, position, lag, last error.
+    Status {
+        #[command(flatten)]
+        process: Process,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until all that has committed on the source is committed on the target.
+    ///
+    /// Exit 0: it is. 1: time-out. 2: it cannot get there.
+    Wait {
+        #[command(flatten)]
+        process: Process,
+        /// Which pipeline.
+        #[arg(long)]
+        pipeline: String,
+        /// How long.
+        #[arg(long, default_value = "60s", value_parser = span)]
+        timeout: Duration,
+    },
+    /// Compare source and target while both run. Exit 0: equal. 1: different. 2: could not.
+    Verify {
+        #[command(flatten)]
+        process: Process,
+        /// Which pipeline.
+        #[arg(long)]
+        pipeline: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a source's changes as JSON lines.
+    Tail {
+        #[command(flatten)]
+        process: Process,
+        /// Which source.
+        #[arg(long)]
+        source: String,
+        /// From which offset of its topic: a number, `start` or `end`.
+        #[arg(long, default_value = "end")]
+        from: String,
+        /// Stop after this many records.
+        #[arg(long)]
+        limit: Option<u64>,
+    },
+    /// Stop a source or a pipeline where it is; its position stays.
+    Pause(Named),
+    /// Go on after a pause or a stop.
+    Resume(Named),
+    /// Skip the transaction that stopped a pipeline: its changes do not reach the target.
+    Skip {
+        #[command(flatten)]
+        process: Process,
+        /// Which pipeline.
+        #[arg(long)]
+        pipeline: String,
+        /// The place of the transaction, as `status` prints it.
+        #[arg(long)]
+        place: String,
+    },
+    /// Let go of a pipeline's position: the log keeps nothing for it any more.
+    Detach {
+        #[command(flatten)]
+        process: Process,
+        /// Which pipeline.
+        #[arg(long)]
+        pipeline: String,
+    },
+}
+
+/// The configuration file.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFile {
+    /// The configuration file.
+    #[arg(long)]
+    pub(crate) config: PathBuf,
+}
+
+/// How to find the running process.
+#[derive(Debug, Args)]
+pub(crate) struct Process {
+    /// Its admin address.
+    #[arg(long, conflicts_with = "config")]
+    pub(crate) admin: Option<String>,
+    /// Its configuration file, which says its admin address.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// A source or a pipeline of a running process.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false, id = "named")]
+pub(crate) struct Role {
+    /// Which pipeline.
+    #[arg(long)]
+    pub(crate) pipeline: Option<String>,
+    /// Which source.
+    #[arg(long)]
+    pub(crate) source: Option<String>,
+}
+
+/// An operator's action on a role.
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    #[command(flatten)]
+    pub(crate) process: Process,
+    #[command(flatten)]
+    pub(crate) role: Role,
+}
+
+impl Role {
+    /// Its path in the admin API.
+    pub(crate) fn path(&self) -> String {
+        match (&self.pipeline, &self.source) {
+            (Some(pipeline), _) => format!("pipelines/{pipeline}"),
+            (None, Some(source)) => format!("sources/{source}"),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    Span::parse(text)
+        .map(Span::get)
+        .ok_or_else(|| format!("{text:?} is no duration: write it as 60s, 500ms, 5m"))
+}

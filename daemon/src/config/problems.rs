@@ -1,0 +1,217 @@
+//! What the file says that cannot be: every problem at once, each with its remedy.
+
+use std::net::SocketAddr;
+
+use tailwater_change::Problem;
+
+use super::{Config, Consistency, SchemaChanges, SourceSection};
+
+/// Names become topics, slots, publications and locks: what all of them allow.
+const NAME_LENGTH: usize = 40;
+
+impl Config {
+    /// Everything that is wrong with it, without asking any server.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut found = Vec::new();
+        self.log_problems(&mut found);
+        for (name, source) in &self.sources {
+            check_name(&mut found, "sources", name);
+            source_problems(&mut found, name, source);
+        }
+        for name in self.targets.keys() {
+            check_name(&mut found, "targets", name);
+        }
+        self.pipeline_problems(&mut found);
+        check_listener(&mut found, "admin", Some(self.admin.listen), self.admin.insecure);
+        check_listener(
+            &mut found,
+            "schema_registry",
+            self.schema_registry.listen,
+            self.schema_registry.insecure,
+        );
+        if self.schema_registry.url.is_some() {
+            found.push(not_yet("schema_registry.url", "leave it out: schemas are kept in the topic _schemas of the log"));
+        }
+        if self.sources.is_empty() && self.pipelines.is_empty() && self.log.is_none() {
+            found.push(Problem::new(
+                "the configuration names nothing to run",
+                "add a [log], [sources.NAME] or [pipelines.NAME] section",
+            ));
+        }
+        found
+    }
+
+    fn log_problems(&self, found: &mut Vec<Problem>) {
+        let Some(log) = &self.log else {
+            if !self.sources.is_empty() || !self.pipelines.is_empty() {
+                found.push(Problem::new(
+                    "there is no [log] section",
+                    "set data_dir in [log] to carry the log in this process, or brokers to use a cluster",
+                ));
+            }
+            return;
+        };
+        match (&log.data_dir, log.brokers.is_empty()) {
+            (None, true) => found.push(Problem::new(
+                "[log] has neither data_dir nor brokers",
+                "set data_dir to carry the log in this process, or brokers to use a cluster",
+            )),
+            (Some(_), false) => found.push(Problem::new(
+                "[log] has both data_dir and brokers",
+                "keep the one that is meant: a log in this process, or a cluster elsewhere",
+            )),
+            _ => {}
+        }
+        check_listener(found, "log", log.listen, log.insecure);
+        if log.controllers.len() > 1 || log.controller_listen.is_some() {
+            found.push(not_yet(
+                "log.controllers and log.controller_listen",
+                "leave them out: this node is its own controller",
+            ));
+        }
+        if log.data_dir.is_some() && (log.replication_factor != 1 || log.min_insync_replicas != 1) {
+            found.push(not_yet(
+                "log.replication_factor and log.min_insync_replicas above 1 on a node of our own",
+                "set them to 1, or use brokers of a replicated cluster",
+            ));
+        }
+        if log.replication_factor < 1 || log.min_insync_replicas < 1 {
+            found.push(Problem::new(
+                "log.replication_factor or log.min_insync_replicas is below 1",
+                "set them to 1 or more",
+            ));
+        }
+    }
+
+    fn pipeline_problems(&self, found: &mut Vec<Problem>) {
+        for (name, pipeline) in &self.pipelines {
+            check_name(found, "pipelines", name);
+            if !self.targets.contains_key(&pipeline.target) {
+                found.push(Problem::new(
+                    format!("pipelines.{name}.target: there is no target {:?}", pipeline.target),
+                    format!("add [targets.{}] or correct the name", pipeline.target),
+                ));
+            }
+            if pipeline.consistency == Consistency::Key {
+                found.push(not_yet(
+                    &format!("pipelines.{name}.consistency = \"key\""),
+                    "set it to \"transaction\"",
+                ));
+            }
+            if pipeline.schema_changes != SchemaChanges::Stop {
+                found.push(not_yet(
+                    &format!("pipelines.{name}.schema_changes other than \"stop\""),
+                    "set it to \"stop\" or leave it out",
+                ));
+            }
+            for problem in pipeline.routes().validate() {
+                found.push(Problem::new(
+                    format!("pipelines.{name}.route: {}", problem.what),
+                    problem.remedy,
+                ));
+            }
+        }
+    }
+}
+
+fn source_problems(found: &mut Vec<Problem>, name: &str, source: &SourceSection) {
+    if source.tables.is_empty() {
+        found.push(Problem::new(
+            format!("sources.{name}.tables is empty"),
+            "name the tables to capture, as [\"public.*\"]",
+        ));
+    }
+    if source.partitions != 1 || source.partition_by.is_some() {
+        found.push(not_yet(
+            &format!("sources.{name}.partitions above 1 and partition_by"),
+            "leave them out: one partition keeps the source's order",
+        ));
+    }
+    if source.on_max_slot_lag.as_deref().is_some_and(|action| action != "alarm") {
+        found.push(not_yet(
+            &format!("sources.{name}.on_max_slot_lag"),
+            "leave it out: max_slot_lag raises an alarm",
+        ));
+    }
+}
+
+fn check_name(found: &mut Vec<Problem>, section: &str, name: &str) {
+    let legal = !name.is_empty()
+        && name.len() <= NAME_LENGTH
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !legal {
+        found.push(Problem::new(
+            format!("{section}.{name}: the name cannot be used"),
+            format!(
+                "use lower-case letters, digits and underscores, beginning with a letter, at most \
+                 {NAME_LENGTH}"
+            ),
+        ));
+    }
+}
+
+fn check_listener(found: &mut Vec<Problem>, section: &str, at: Option<SocketAddr>, insecure: bool) {
+    let Some(at) = at else { return };
+    if !at.ip().is_loopback() && !insecure {
+        found.push(Problem::new(
+            format!("{section}.listen = \"{at}\" is not a loopback address and has no credential"),
+            format!("listen on 127.0.0.1, or set insecure = true in [{section}]"),
+        ));
+    }
+}
+
+fn not_yet(what: &str, remedy: &str) -> Problem {
+    Problem::new(format!("{what} is not supported in this version"), remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(text: &str) -> Vec<String> {
+        Config::parse(text).unwrap().problems().iter().map(ToString::to_string).collect()
+    }
+
+    const GOOD: &str = r#"
+        [log]
+        data_dir = "/tmp/x"
+        [sources.shop]
+        connector = "postgres"
+        url = "postgres://a@127.0.0.1/shop"
+        tables = ["public.*"]
+        [targets.copy]
+        connector = "postgres"
+        url = "postgres://a@127.0.0.1/copy"
+        [pipelines.shop_to_copy]
+        source = "shop"
+        target = "copy"
+    "#;
+
+    #[test]
+    fn a_plain_configuration_has_no_problem() {
+        assert_eq!(problems(GOOD), Vec::<String>::new());
+    }
+
+    #[test]
+    fn what_is_not_supported_yet_is_refused_by_name() {
+        for (from, to, word) in [
+            ("tables =", "partitions = 2\ntables =", "partitions"),
+            ("source = \"shop\"", "source = \"shop\"\nconsistency = \"key\"", "consistency"),
+            ("source = \"shop\"", "source = \"shop\"\nschema_changes = \"apply\"", "schema_changes"),
+            ("data_dir =", "replication_factor = 3\ndata_dir =", "replication_factor"),
+            ("data_dir =", "listen = \"0.0.0.0:9092\"\ndata_dir =", "insecure = true"),
+            ("target = \"copy\"", "target = \"nowhere\"", "nowhere"),
+            ("[sources.shop]", "[sources.Shop]", "lower-case"),
+        ] {
+            let found = problems(&GOOD.replacen(from, to, 1));
+            assert!(found.iter().any(|problem| problem.contains(word)), "{word}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = Config::parse(&GOOD.replace("tables =", "tabels = []\ntables =")).unwrap_err();
+        assert!(format!("{error:#}").contains("tabels"), "{error:#}");
+    }
+}

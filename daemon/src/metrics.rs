@@ -1,0 +1,224 @@
+//! `/metrics`: what the roles count, in Prometheus' text format.
+//!
+//! Nothing is counted twice: at each scrape the page is written from the handles of the roles.
+
+use std::fmt;
+use std::sync::Arc;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+
+use tailwater_apply::LATENCY_BOUNDS_SECONDS;
+
+use crate::admin::{lag_bytes, lag_seconds};
+use crate::app::App;
+
+/// The page.
+///
+/// # Errors
+/// A metric does not encode.
+pub(crate) fn encode(app: &Arc<App>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Roles(Arc::clone(app))));
+    let mut page = String::new();
+    text::encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+#[derive(Debug)]
+struct Roles(Arc<App>);
+
+impl Collector for Roles {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page { encoder };
+        self.capture(&mut page)?;
+        self.apply(&mut page)?;
+        self.log(&mut page)
+    }
+}
+
+impl Roles {
+    fn capture(&self, page: &mut Page<'_>) -> fmt::Result {
+        let sources = || self.0.sources.iter().map(|(name, role)| ([("source", name.clone())], role));
+        page.counters(
+            "tailwater_capture_rows",
+            "Rows appended to the log since the process started",
+            sources().map(|(labels, role)| (labels, role.handle.rows())),
+        )?;
+        page.counters(
+            "tailwater_capture_transactions",
+            "Transactions that the log has acknowledged since the process started",
+            sources().map(|(labels, role)| (labels, role.handle.transactions())),
+        )?;
+        page.gauges(
+            "tailwater_capture_lag_bytes",
+            "Bytes of the source's log that the source has told of and our log does not hold",
+            sources().filter_map(|(labels, role)| {
+                let status = role.handle.status();
+                let lag = lag_bytes(status.place.map(|place| place.commit), status.seen)?;
+                Some((labels, float(lag)))
+            }),
+        )?;
+        page.gauges(
+            "tailwater_source_state",
+            "1 for the state that the source is in",
+            sources().map(|(labels, role)| {
+                let [source] = labels;
+                ([source, ("state", role.handle.status().state.as_str().to_owned())], 1.0)
+            }),
+        )
+    }
+
+    fn apply(&self, page: &mut Page<'_>) -> fmt::Result {
+        let pipelines =
+            || self.0.pipelines.iter().map(|(name, role)| ([("pipeline", name.clone())], role));
+        page.counters(
+            "tailwater_apply_rows",
+            "Changes committed on the target since the process started",
+            pipelines().map(|(labels, role)| (labels, role.handle.metrics().snapshot().rows)),
+        )?;
+        page.counters(
+            "tailwater_apply_transactions",
+            "Source transactions committed on the target since the process started",
+            pipelines().map(|(labels, role)| (labels, role.handle.metrics().snapshot().transactions)),
+        )?;
+        page.counters(
+            "tailwater_apply_conflicts",
+            "Rows of the target that were not as the source's change expected, and were repaired",
+            pipelines().map(|(labels, role)| (labels, role.handle.metrics().snapshot().conflicts)),
+        )?;
+        let now_ms = (self.0.clock)();
+        page.gauges(
+            "tailwater_apply_lag_seconds",
+            "Age of the newest applied transaction; 0 when caught up",
+            pipelines().filter_map(|(labels, role)| {
+                Some((labels, lag_seconds(&role.handle, false, now_ms)?))
+            }),
+        )?;
+        page.gauges(
+            "tailwater_pipeline_state",
+            "1 for the state that the pipeline is in",
+            pipelines().map(|(labels, role)| {
+                let [pipeline] = labels;
+                ([pipeline, ("state", role.handle.status().state.name().to_owned())], 1.0)
+            }),
+        )?;
+        self.latency(page)
+    }
+
+    fn latency(&self, page: &mut Page<'_>) -> fmt::Result {
+        if self.0.pipelines.is_empty() {
+            return Ok(());
+        }
+        let mut family = page.encoder.encode_descriptor(
+            "tailwater_apply_commit_latency_seconds",
+            "Time from the source's commit to the target's",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (pipeline, role) in &self.0.pipelines {
+            let latency = role.handle.metrics().snapshot().latency;
+            let bounds = LATENCY_BOUNDS_SECONDS.into_iter().chain([f64::MAX]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(latency.counts.iter().copied()).collect();
+            let labels = [("pipeline", pipeline.clone())];
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
+                latency.sum_seconds,
+                latency.counts.iter().sum(),
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn log(&self, page: &mut Page<'_>) -> fmt::Result {
+        let Some(log) = &self.0.log else { return Ok(()) };
+        let partitions = log.partitions();
+        let labels = |p: &tailwater_log::PartitionStatus| {
+            [("topic", p.topic.clone()), ("partition", p.partition.to_string())]
+        };
+        page.gauges(
+            "tailwater_log_end_offset",
+            "The offset that the next record of the partition gets",
+            partitions.iter().map(|p| (labels(p), signed(p.end_offset.get()))),
+        )?;
+        page.gauges(
+            "tailwater_log_start_offset",
+            "The first offset that the partition still has",
+            partitions.iter().map(|p| (labels(p), signed(p.start_offset.get()))),
+        )?;
+        page.gauges(
+            "tailwater_log_size_bytes",
+            "Bytes of the partition's segments",
+            partitions.iter().map(|p| (labels(p), float(p.size_bytes))),
+        )?;
+        page.gauges(
+            "tailwater_log_partition_offline",
+            "1 where the partition is not served: status and the log file say why",
+            partitions.iter().map(|p| (labels(p), if p.offline.is_some() { 1.0 } else { 0.0 })),
+        )?;
+        page.gauges(
+            "tailwater_under_replicated_partitions",
+            "Partitions with fewer in-sync replicas than replicas; 0 on one node",
+            std::iter::once(([("node", "1".to_owned())], 0.0)),
+        )
+    }
+}
+
+struct Page<'a> {
+    encoder: DescriptorEncoder<'a>,
+}
+
+impl Page<'_> {
+    fn counters<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = ([(&'static str, String); N], u64)>,
+    ) -> fmt::Result {
+        self.family(name, help, values.map(|(labels, value)| (labels, ConstCounter::new(value))))
+    }
+
+    fn gauges<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = ([(&'static str, String); N], f64)>,
+    ) -> fmt::Result {
+        self.family(name, help, values.map(|(labels, value)| (labels, ConstGauge::new(value))))
+    }
+
+    fn family<const N: usize, M: EncodeMetric>(
+        &mut self,
+        name: &str,
+        help: &str,
+        values: impl Iterator<Item = ([(&'static str, String); N], M)>,
+    ) -> fmt::Result {
+        let mut values = values.peekable();
+        let Some((_, first)) = values.peek() else { return Ok(()) };
+        let kind = first.metric_type();
+        let mut family = self.encoder.encode_descriptor(name, help, None, kind)?;
+        for (labels, value) in values {
+            value.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn float(value: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float in Prometheus")]
+    {
+        value as f64
+    }
+}
+
+fn signed(value: i64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float in Prometheus")]
+    {
+        value as f64
+    }
+}

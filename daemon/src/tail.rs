@@ -1,0 +1,195 @@
+//! A source's changes as JSON lines.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use serde_json::{Map, Value as Json, json};
+use tailwater_change::{
+    CONTROL_SCHEMA, ChunkJoiner, Control, Envelope, Frame, Operation, RowReader, SchemaId,
+    TableSchema, Value, parse_schema,
+};
+use tailwater_kafka::{Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, TopicPartition};
+use tailwater_registry::Registry;
+
+use crate::app::App;
+
+/// Reads one source's topic and prints what it says.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    reader: PartitionReader,
+    registry: Registry,
+    schemas: HashMap<SchemaId, Option<Arc<TableSchema>>>,
+    joiner: ChunkJoiner,
+}
+
+/// The largest row that `tail` prints.
+const LARGEST_ROW: usize = 256 << 20;
+
+impl Tail {
+    /// From `from` on: an offset, `start` or `end`.
+    ///
+    /// # Errors
+    /// There is no such topic, or `from` is none of these.
+    pub(crate) async fn open(app: &App, source: &str, from: &str) -> anyhow::Result<Self> {
+        if app.client.topic(source).await?.is_none() {
+            bail!("there is no source {source:?} in the log");
+        }
+        let partition = TopicPartition::new(source.to_owned(), PartitionId::new(0));
+        let at = |at| app.client.list_offsets(source, PartitionId::new(0), at);
+        let from = match from {
+            "start" => at(OffsetAt::Earliest).await?,
+            "end" => at(OffsetAt::Latest).await?,
+            number => tailwater_kafka::Offset::new(
+                number.parse().with_context(|| format!("{number:?} is no offset"))?,
+            ),
+        };
+        Ok(Self {
+            reader: app.client.reader(ReaderConfig::new(partition, from)),
+            registry: app.registry.clone(),
+            schemas: HashMap::new(),
+            joiner: ChunkJoiner::new(LARGEST_ROW),
+        })
+    }
+
+    /// The next records, a line each; waits while there is none.
+    ///
+    /// # Errors
+    /// The log cannot be read, or a record is not ours.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        for batch in self.reader.next().await? {
+            for record in batch.records(Limits::default())? {
+                let record = record?;
+                let value = record.value.as_deref().unwrap_or_default();
+                let offset = record.offset.get();
+                let line = self
+                    .line(offset, value)
+                    .await
+                    .with_context(|| format!("record at offset {offset}"))?;
+                if let Some(line) = line {
+                    lines.push(line.to_string());
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    async fn line(&mut self, offset: i64, value: &[u8]) -> anyhow::Result<Option<Json>> {
+        let frame = Frame::parse(value)?;
+        match self.schema(frame.schema).await? {
+            Some(schema) => Ok(Some(change(offset, &schema, frame.message)?)),
+            None => match Control::decode(frame.message)? {
+                Control::Chunk { attempt, index, last, data } => {
+                    let Some(whole) = self.joiner.push(attempt, index, last, data)? else {
+                        return Ok(None);
+                    };
+                    let frame = Frame::parse(&whole)?;
+                    let schema = self.schema(frame.schema).await?.context("a chunked marker")?;
+                    Ok(Some(change(offset, &schema, frame.message)?))
+                }
+                marker => Ok(Some(control(offset, &marker))),
+            },
+        }
+    }
+
+    /// The table of a schema id; `None` for control records.
+    async fn schema(&mut self, id: SchemaId) -> anyhow::Result<Option<Arc<TableSchema>>> {
+        if let Some(known) = self.schemas.get(&id) {
+            return Ok(known.clone());
+        }
+        let text = self.registry.schema(id).await?;
+        let schema =
+            if &*text == CONTROL_SCHEMA { None } else { Some(Arc::new(parse_schema(&text)?)) };
+        self.schemas.insert(id, schema.clone());
+        Ok(schema)
+    }
+}
+
+fn change(offset: i64, schema: &TableSchema, message: &[u8]) -> anyhow::Result<Json> {
+    let envelope = Envelope::decode(message)?;
+    let mut line = json!({
+        "offset": offset,
+        "op": operation(envelope.operation),
+        "table": schema.table.to_string(),
+        "place": envelope.place.to_string(),
+        "committed_at_us": envelope.committed_at_us,
+    });
+    let mut values = Vec::new();
+    if let Some(before) = envelope.before {
+        RowReader::new(schema).read(before, &mut values)?;
+        line["before"] = row(schema, &values, !envelope.before_full);
+    }
+    if let Some(after) = envelope.after {
+        RowReader::new(schema).read_with_unsent(after, &envelope.unsent, &mut values)?;
+        line["after"] = row(schema, &values, false);
+    }
+    if envelope.last {
+        line["last"] = Json::Bool(true);
+        line["transaction"] = json!(envelope.transaction);
+    }
+    Ok(line)
+}
+
+fn row(schema: &TableSchema, values: &[Value<'_>], key_only: bool) -> Json {
+    let mut row = Map::new();
+    for (index, (column, value)) in schema.columns.iter().zip(values).enumerate() {
+        if !column.flows() || (key_only && !schema.key().contains(&index)) {
+            continue;
+        }
+        let value = match value {
+            Value::Unsent => continue,
+            Value::Null => Json::Null,
+            Value::Bool(value) => json!(value),
+            Value::Int(value) => json!(value),
+            Value::Uint(value) => json!(value),
+            Value::Float32(value) if value.is_finite() => json!(value),
+            Value::Float64(value) if value.is_finite() => json!(value),
+            Value::Float32(value) => json!(value.to_string()),
+            Value::Float64(value) => json!(value.to_string()),
+            Value::Text(value) => json!(value),
+            Value::Bytes(value) => json!(hex(value)),
+        };
+        row.insert(column.name.clone(), value);
+    }
+    Json::Object(row)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::from("\\x"), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn operation(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Insert => "insert",
+        Operation::Update => "update",
+        Operation::Delete => "delete",
+        Operation::Truncate => "truncate",
+        Operation::Read => "read",
+    }
+}
+
+fn control(offset: i64, control: &Control<'_>) -> Json {
+    let (marker, place) = match control {
+        Control::Open { producer_id, producer_epoch, .. } => {
+            ("open", format!("producer {producer_id} epoch {producer_epoch}"))
+        }
+        Control::End { epoch, commit, .. } => ("end", format!("{epoch}@{commit}")),
+        Control::Idle { epoch, commit } => ("idle", format!("{epoch}@{commit}")),
+        Control::SnapshotBegin { epoch, commit } => {
+            ("snapshot_begin", format!("{epoch}@{commit}"))
+        }
+        Control::SnapshotEnd { epoch, commit } => ("snapshot_end", format!("{epoch}@{commit}")),
+        Control::TableBegin { place, .. } => ("table_begin", place.to_string()),
+        Control::TableEnd { place, .. } => ("table_end", place.to_string()),
+        Control::SchemaChange { place, table, description } => {
+            ("schema_change", format!("{place} {table}: {description}"))
+        }
+        Control::Chunk { attempt, index, .. } => ("chunk", format!("{attempt}.{index}")),
+    };
+    json!({ "offset": offset, "marker": marker, "place": place })
+}

@@ -1,0 +1,106 @@
+//! Waiting until a pipeline has applied what had committed on its source.
+
+use std::time::Duration;
+
+use tailwater_apply::{State, Status};
+use tailwater_change::Commit;
+use tokio::time::Instant;
+
+use crate::app::{App, PipelineRole};
+
+/// How a wait ended; the command's exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Waited {
+    /// 0: everything is there.
+    Reached,
+    /// 1: not in time.
+    TimedOut(String),
+    /// 2: it cannot get there.
+    Cannot(String),
+}
+
+/// How often the source is asked where it is while nothing moves.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Waits until all that has committed on the source of `pipeline` by now is committed on its
+/// target, `timeout` at most.
+pub(crate) async fn wait(app: &App, pipeline: &str, timeout: Duration) -> Waited {
+    let Some(role) = app.pipelines.get(pipeline) else {
+        return Waited::Cannot(format!("there is no pipeline {pipeline:?} in this process"));
+    };
+    let Some(source) = app.sources.get(&role.source) else {
+        return Waited::Cannot(format!(
+            "source {:?} is captured by another process: ask that one",
+            role.source
+        ));
+    };
+    let deadline = Instant::now() + timeout;
+    let goal = loop {
+        match source.connector.current().await {
+            Ok(goal) => break goal,
+            Err(error) if Instant::now() >= deadline => {
+                return Waited::TimedOut(format!("the source cannot be asked: {error}"));
+            }
+            Err(_) => tokio::time::sleep(PROBE_INTERVAL).await,
+        }
+    };
+    reach(role, source, goal, deadline).await
+}
+
+/// Waits until `pipeline` has applied everything up to `goal`.
+pub(crate) async fn reach(
+    role: &PipelineRole,
+    source: &crate::app::SourceRole,
+    goal: Commit,
+    deadline: Instant,
+) -> Waited {
+    let mut changed = role.handle.watch();
+    loop {
+        let status = role.handle.status();
+        let captured = source.handle.status();
+        if applied(&status, captured.place.map(|place| place.epoch), goal) {
+            return Waited::Reached;
+        }
+        if let Some(why) = hopeless(role, source) {
+            return Waited::Cannot(why);
+        }
+        if Instant::now() >= deadline {
+            return Waited::TimedOut(format!(
+                "pipeline is {} at {}, the source at {goal}",
+                status.state.name(),
+                status.place.map_or_else(|| "no place".to_owned(), |place| place.to_string()),
+            ));
+        }
+        source.handle.probe();
+        let until = deadline.min(Instant::now() + PROBE_INTERVAL);
+        let _elapsed_or_changed = tokio::time::timeout_at(until, changed.changed()).await;
+    }
+}
+
+fn applied(
+    status: &Status,
+    epoch: Option<tailwater_change::Epoch>,
+    goal: Commit,
+) -> bool {
+    let (Some(place), Some(epoch)) = (status.place, epoch) else { return false };
+    let through = place.epoch > epoch || (place.epoch == epoch && place.commit >= goal);
+    through && status.state == State::Streaming
+}
+
+/// Why it will never get there without a person.
+fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<String> {
+    let pipeline = role.handle.status();
+    if matches!(pipeline.state, State::Paused | State::Stopped) {
+        let why = pipeline.failure.map(|failure| failure.reason).unwrap_or_default();
+        return Some(format!("the pipeline is {}: {why}", pipeline.state));
+    }
+    let captured = source.handle.status();
+    if matches!(
+        captured.state,
+        tailwater_capture::CaptureState::Paused | tailwater_capture::CaptureState::Stopped
+    ) {
+        let why = captured.error.unwrap_or_default();
+        return Some(format!("the source is {}: {why}", captured.state.as_str()));
+    }
+    None
+}

@@ -1,0 +1,5 @@
+//! The whole program between real databases.
+
+mod pairs;
+mod workload;
+mod world;

@@ -1,0 +1,80 @@
+//! Random transactions between every pair of databases: equal at the end, by an independent dump.
+
+use anyhow::Result;
+use tailwater_scratch::Flavor;
+
+use crate::world::{PATIENCE, Watcher, World};
+
+/// The pairs that this machine can run. PostgreSQL and MariaDB are always there.
+fn run(from: Flavor, to: Flavor, seed: u64) -> Result<()> {
+    if from.available().is_err() || to.available().is_err() {
+        // The closing line of the test command names what is not there.
+        println!("{from} -> {to} left out: not on this machine");
+        return Ok(());
+    }
+    let mut world = World::new(from, to, seed)?;
+    world.tailwater.start_again()?;
+    world.work(100)?;
+    world.compare()?;
+    let watcher = Watcher::start(world.to.clone());
+    for _round in 0..5 {
+        world.work(100)?;
+    }
+    world.compare()?;
+    assert!(watcher.finish()? > 0);
+
+    let verified = world.tailwater.command(&["verify", "--pipeline", "pair"])?;
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+    // And `verify` can fail.
+    world.to.0.sql(&world.to.1, "UPDATE accounts SET balance = balance + 1 WHERE id = (SELECT m FROM (SELECT MAX(id) AS m FROM accounts) AS t)")?;
+    let verified = world.tailwater.command(&["verify", "--pipeline", "pair"])?;
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    assert!(verified.out.contains("unequal"), "{verified:?}");
+    world.tailwater.wait_for("pair", PATIENCE)?;
+    world.tailwater.stop()
+}
+
+#[test]
+fn postgres_15_to_postgres_15() {
+    run(Flavor::Postgres15, Flavor::Postgres15, 1).unwrap();
+}
+
+#[test]
+fn postgres_15_to_postgres_18() {
+    run(Flavor::Postgres15, Flavor::Postgres18, 2).unwrap();
+}
+
+#[test]
+fn postgres_18_to_postgres_15() {
+    run(Flavor::Postgres18, Flavor::Postgres15, 3).unwrap();
+}
+
+#[test]
+fn mariadb_to_mariadb() {
+    run(Flavor::MariaDb, Flavor::MariaDb, 4).unwrap();
+}
+
+#[test]
+fn mysql_to_mysql() {
+    run(Flavor::MySql, Flavor::MySql, 5).unwrap();
+}
+
+#[test]
+fn postgres_to_mariadb() {
+    run(Flavor::Postgres15, Flavor::MariaDb, 6).unwrap();
+}
+
+#[test]
+fn mariadb_to_postgres() {
+    run(Flavor::MariaDb, Flavor::Postgres15, 7).unwrap();
+}
+
+#[test]
+fn postgres_to_mysql() {
+    run(Flavor::Postgres15, Flavor::MySql, 8).unwrap();
+}
+
+#[test]
+fn mysql_to_postgres() {
+    run(Flavor::MySql, Flavor::Postgres15, 9).unwrap();
+}
