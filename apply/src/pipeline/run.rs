@@ -271,7 +271,7 @@ impl Pipeline {
                     });
                     continue;
                 }
-                Order::Skip(_) => self.context.trial.skip = skip,
+                Order::Skip(_) => self.context.trial.skips.extend(skip),
                 Order::Resume => {}
             }
             self.context.trial.suspect = None;

@@ -40,8 +40,9 @@ pub(super) struct Trial {
     pub(super) suspect: Option<Suspect>,
     /// A batch failed: transactions go one by one until here, so that the one is found.
     pub(super) one_by_one: Option<Place>,
-    /// What the operator has told us to leave out.
-    pub(super) skip: Option<Skip>,
+    /// What the operator has told us to leave out. Several may stand in one transaction, so each
+    /// is kept until a commit has passed it.
+    pub(super) skips: Vec<Skip>,
 }
 
 /// What is to be left out.
@@ -311,7 +312,7 @@ impl<'a> Session<'a> {
             Item::TableEnd { mark, .. } => self.end_table(mark),
             Item::SnapshotEnd(mark) => self.end_snapshot(mark).await?,
             Item::SchemaChange { table, description, place, offset } => {
-                if self.context.trial.skip == Some(Skip::SchemaChange(place, offset)) {
+                if self.context.trial.skips.contains(&Skip::SchemaChange(place, offset)) {
                     tracing::warn!(%place, %table, "schema change skipped on command");
                     self.context.metrics.note_skip();
                 } else {
@@ -346,9 +347,12 @@ impl<'a> Session<'a> {
     }
 
     fn skip_if_told(&mut self, part: &mut Part) {
-        if let Some(Skip::Transaction(place)) = self.context.trial.skip
-            && place.same_transaction(&part.mark.place)
-        {
+        let place = part.mark.place;
+        let told = |skip: &Skip| match skip {
+            Skip::Transaction(skip) => skip.same_transaction(&place),
+            Skip::SchemaChange(..) => false,
+        };
+        if self.context.trial.skips.iter().any(told) {
             tracing::warn!(
                 position = transaction_position(place),
                 rows = part.changes.len(),
@@ -459,13 +463,9 @@ impl Trial {
         if self.one_by_one.is_some_and(|until| until <= place) {
             self.one_by_one = None;
         }
-        let done = match self.skip {
-            Some(Skip::Transaction(skip) | Skip::SchemaChange(skip, _)) => skip <= place,
-            None => false,
-        };
-        if done {
-            self.skip = None;
-        }
+        self.skips.retain(|skip| match skip {
+            Skip::Transaction(skip) | Skip::SchemaChange(skip, _) => *skip > place,
+        });
     }
 }
 
