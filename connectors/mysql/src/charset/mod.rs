@@ -1,13 +1,13 @@
 //! Character sets: from the bytes of a column to UTF-8.
 //!
 //! Both the snapshot and the stream hand the server's own bytes to this one decoder, so that a row
-//! looks the same whichever way it came. What matters is that the server, given the decoded text,
-//! stores the same bytes again: a test asks it for every code of every character set here. Bytes
+//! looks the same whichever way it came. The tables are the server's own, recorded from it, so that
+//! the text is what its clients see: a test asks it for every code of every character set here. Bytes
 //! that a character set does not define are an error, never a `?`.
 
 mod tables;
 
-use encoding_rs::Encoding;
+use encoding_rs::GB18030;
 
 use self::tables::UNDEFINED;
 
@@ -28,20 +28,14 @@ enum Codec {
     Single(&'static [u16; 128]),
     /// As `Single`, with national letters in the lower half as well.
     Swe7,
-    /// One or more bytes a character, by the Encoding Standard.
-    Multi(&'static Encoding, Quirk),
+    /// One, two or three bytes a character, from the server's table.
+    Multi(&'static [u8]),
+    /// One, two or four bytes, by the Encoding Standard.
+    Gb18030,
     /// Two or four bytes, the big end first: ucs2 has no surrogates, utf16 has.
     Utf16 { little_endian: bool },
     /// Four bytes, the big end first.
     Utf32,
-}
-
-/// Where the server's table differs from the Encoding Standard's.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Quirk {
-    None,
-    /// JIS X 0208 without Microsoft's compatibility mapping: WAVE DASH and its like.
-    Jis,
 }
 
 /// Bytes that are not text in their column's character set.
@@ -55,8 +49,8 @@ const fn single(name: &'static str, table: &'static [u16; 128]) -> Charset {
     Charset { name, codec: Codec::Single(table) }
 }
 
-const fn multi(name: &'static str, encoding: &'static Encoding, quirk: Quirk) -> Charset {
-    Charset { name, codec: Codec::Multi(encoding, quirk) }
+const fn multi(name: &'static str, table: &'static [u8]) -> Charset {
+    Charset { name, codec: Codec::Multi(table) }
 }
 
 static CHARSETS: &[Charset] = &[
@@ -88,15 +82,15 @@ static CHARSETS: &[Charset] = &[
     single("macroman", &tables::MACROMAN),
     single("tis620", &tables::TIS620),
     Charset { name: "swe7", codec: Codec::Swe7 },
-    multi("big5", encoding_rs::BIG5, Quirk::None),
-    multi("euckr", encoding_rs::EUC_KR, Quirk::None),
-    multi("gb2312", encoding_rs::GBK, Quirk::None),
-    multi("gbk", encoding_rs::GBK, Quirk::None),
-    multi("gb18030", encoding_rs::GB18030, Quirk::None),
-    multi("cp932", encoding_rs::SHIFT_JIS, Quirk::None),
-    multi("sjis", encoding_rs::SHIFT_JIS, Quirk::Jis),
-    multi("eucjpms", encoding_rs::EUC_JP, Quirk::None),
-    multi("ujis", encoding_rs::EUC_JP, Quirk::Jis),
+    multi("big5", include_bytes!("big5.bin")),
+    multi("euckr", include_bytes!("euckr.bin")),
+    multi("gb2312", include_bytes!("gb2312.bin")),
+    multi("gbk", include_bytes!("gbk.bin")),
+    multi("cp932", include_bytes!("cp932.bin")),
+    multi("sjis", include_bytes!("sjis.bin")),
+    multi("eucjpms", include_bytes!("eucjpms.bin")),
+    multi("ujis", include_bytes!("ujis.bin")),
+    Charset { name: "gb18030", codec: Codec::Gb18030 },
     Charset { name: "ucs2", codec: Codec::Utf16 { little_endian: false } },
     Charset { name: "utf16", codec: Codec::Utf16 { little_endian: false } },
     Charset { name: "utf16le", codec: Codec::Utf16 { little_endian: true } },
@@ -117,7 +111,7 @@ impl Charset {
         let as_is = match self.codec {
             Codec::Utf8 => true,
             Codec::Utf16 { .. } | Codec::Utf32 | Codec::Swe7 => bytes.is_empty(),
-            Codec::Ascii | Codec::Single(_) | Codec::Multi(..) => bytes.is_ascii(),
+            Codec::Ascii | Codec::Single(_) | Codec::Multi(_) | Codec::Gb18030 => bytes.is_ascii(),
         };
         if as_is {
             return std::str::from_utf8(bytes).map(Some).map_err(|_| self.not_text());
@@ -148,13 +142,10 @@ impl Charset {
                     out.push(swe7(byte).ok_or(self.not_text())?);
                 }
             }
-            Codec::Multi(encoding, quirk) => {
-                let text = encoding.decode_without_bom_handling_and_without_replacement(bytes);
-                let text = text.ok_or(self.not_text())?;
-                match quirk {
-                    Quirk::None => out.push_str(&text),
-                    Quirk::Jis => out.extend(text.chars().map(jis)),
-                }
+            Codec::Multi(table) => self.multi(bytes, table, out)?,
+            Codec::Gb18030 => {
+                let text = GB18030.decode_without_bom_handling_and_without_replacement(bytes);
+                out.push_str(&text.ok_or(self.not_text())?);
             }
             Codec::Utf16 { little_endian } => self.utf16(bytes, little_endian, out)?,
             Codec::Utf32 => self.utf32(bytes, out)?,
@@ -169,6 +160,44 @@ impl Charset {
             return Err(self.not_text());
         }
         char::from_u32(u32::from(code)).ok_or(self.not_text())
+    }
+
+    /// The table: 128 codes of one byte from 0x80 on; those of two bytes, whose first is 0x81 to
+    /// 0xFE and whose second 0x40 to 0xFE; where there are any, those of three, which begin with
+    /// 0x8F and go on with 0xA1 to 0xFE twice. Two bytes each, little-endian.
+    fn multi(&self, mut bytes: &[u8], table: &[u8], out: &mut String) -> Result<(), NotText> {
+        let character = |at: usize| {
+            let code = u16::from_le_bytes(*table.get(2 * at..)?.first_chunk()?);
+            char::from_u32(u32::from(code)).filter(|_| code != UNDEFINED)
+        };
+        while let Some((&first, rest)) = bytes.split_first() {
+            let lead = usize::from(first);
+            if first < 0x80 {
+                out.push(char::from(first));
+                bytes = rest;
+            } else if let Some(found) = character(lead - 0x80) {
+                out.push(found);
+                bytes = rest;
+            } else {
+                let two = match rest {
+                    [second @ 0x40..=0xFE, ..] if (0x81..=0xFE).contains(&first) => {
+                        character(128 + (lead - 0x81) * 191 + usize::from(*second) - 0x40)
+                    }
+                    _ => None,
+                };
+                let three = match rest {
+                    [second @ 0xA1..=0xFE, third @ 0xA1..=0xFE, ..] if first == 0x8F => {
+                        let (row, cell) = (usize::from(*second) - 0xA1, usize::from(*third) - 0xA1);
+                        character(128 + 126 * 191 + row * 94 + cell)
+                    }
+                    _ => None,
+                };
+                let length = if two.is_some() { 1 } else { 2 };
+                out.push(two.or(three).ok_or(self.not_text())?);
+                bytes = rest.get(length..).ok_or(self.not_text())?;
+            }
+        }
+        Ok(())
     }
 
     fn utf16(&self, bytes: &[u8], little: bool, out: &mut String) -> Result<(), NotText> {
@@ -218,19 +247,6 @@ fn swe7(byte: u8) -> Option<char> {
         0..=0x7E => char::from(byte),
         _ => return None,
     })
-}
-
-/// `sjis` and `ujis` follow JIS where the Encoding Standard follows Microsoft.
-fn jis(character: char) -> char {
-    match character {
-        '\u{FF5E}' => '\u{301C}',
-        '\u{2225}' => '\u{2016}',
-        '\u{FF0D}' => '\u{2212}',
-        '\u{FFE0}' => '\u{00A2}',
-        '\u{FFE1}' => '\u{00A3}',
-        '\u{FFE2}' => '\u{00AC}',
-        other => other,
-    }
 }
 
 #[cfg(test)]

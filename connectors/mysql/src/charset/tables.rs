@@ -1,6 +1,6 @@
 //! The single-byte character sets as the server itself maps them: the upper 128 bytes of each, as
 //! recorded from MariaDB 10.11 by `CONVERT(… USING utf32)`. [`UNDEFINED`] stands where there is no
-//! character. The lower 128 are ASCII in all of them but `swe7`.
+//! character. The lower 128 are ASCII in all of them.
 
 /// No character: a byte that the character set does not define.
 pub(super) const UNDEFINED: u16 = 0xFFFD;

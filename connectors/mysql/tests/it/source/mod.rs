@@ -6,6 +6,7 @@
     reason = "helpers of tests, which say which server they were at"
 )]
 
+mod charsets;
 mod faults;
 mod support;
 mod transactions;
