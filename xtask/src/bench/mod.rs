@@ -1,0 +1,134 @@
+//! `cargo xtask bench`: how fast, beside what a user would run otherwise.
+//!
+//! Everything is measured side by side in one run: in each round the changes are written while
+//! nobody reads, then each side catches up by itself, and who goes first alternates. Rounds give a
+//! median, medians give a ratio; seconds alone say more about the machine than about us.
+//!
+//! Servers flush as they would in production (`fsync = on`, `sync_binlog = 1`), our log flushes
+//! before it acknowledges. Our side is a process started anew each time: its start is part of the
+//! figure. Its CPU seconds and its peak memory (`VmHWM`) come from `/proc`.
+//!
+//! Nothing in CI depends on these figures.
+
+mod figures;
+mod latency;
+mod mysql;
+mod ours;
+mod postgres;
+mod rows;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use tailwater_scratch::Flavor;
+
+use crate::{setup, shell};
+use figures::Figure;
+use ours::Bench;
+
+/// A group of figures that share their servers.
+type Group = (&'static str, fn(&Bench) -> Result<Vec<Figure>>);
+
+const GROUPS: [Group; 5] = [
+    ("postgres-log", postgres::log),
+    ("mysql-log", mysql::log),
+    ("postgres-catch-up", postgres::catch_up),
+    ("mysql-catch-up", mysql::catch_up),
+    ("latency", latency::latency),
+];
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Rows per measurement, of about 160 bytes, 100 a transaction.
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
+    rows: u64,
+    /// Rounds per figure; the median counts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+    /// Only these groups of figures: postgres-log, mysql-log, postgres-catch-up, mysql-catch-up,
+    /// latency. May be given several times.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Which server speaks MySQL's protocol: mysql or mariadb; by default mysql where it is there.
+    #[arg(long)]
+    mysql: Option<String>,
+    /// The cargo profile to build with.
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Only name what is missing on this machine, install nothing.
+    #[arg(long)]
+    no_install: bool,
+}
+
+pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
+    let groups = chosen(&arguments.only)?;
+    setup::servers(!arguments.no_install)?;
+    let bench = Bench {
+        binary: shell::tailwater(root, &arguments.profile)?,
+        transactions: arguments.rows.div_ceil(rows::PER_TRANSACTION),
+        rounds: arguments.rounds,
+        mysql: mysql_flavor(arguments.mysql.as_deref())?,
+    };
+    let mut figures = Vec::new();
+    for (name, group) in groups {
+        println!("\n{name}");
+        match group(&bench) {
+            Ok(found) => figures.extend(found),
+            // The others are still worth having; the table at the end is then not complete.
+            Err(error) => {
+                println!("  failed: {error:#}");
+                figures.push(Figure::failed(name));
+            }
+        }
+    }
+    println!("\n{}", heading(&bench, &arguments.profile));
+    println!("{}", figures::table(&figures));
+    if figures.iter().any(|figure| figure.values.is_none()) {
+        bail!("some figures could not be measured");
+    }
+    Ok(())
+}
+
+fn heading(bench: &Bench, profile: &str) -> String {
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    format!(
+        "{} rows of about 160 bytes, {} a transaction; medians of {} alternating rounds; \
+         both databases and Tailwater ({profile} build) on {cores} cores",
+        bench.rows(),
+        rows::PER_TRANSACTION,
+        bench.rounds,
+    )
+}
+
+fn chosen(only: &[String]) -> Result<Vec<Group>> {
+    let known = GROUPS.map(|(name, _)| name);
+    if let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) {
+        bail!("no group of figures is called {unknown}: there are {}", known.join(", "));
+    }
+    let wanted = |group: &Group| only.is_empty() || only.iter().any(|name| name == group.0);
+    Ok(GROUPS.into_iter().filter(wanted).collect())
+}
+
+fn mysql_flavor(name: Option<&str>) -> Result<Flavor> {
+    match name {
+        Some("mysql") => Ok(Flavor::MySql),
+        Some("mariadb") => Ok(Flavor::MariaDb),
+        Some(other) => bail!("--mysql {other}: there are mysql and mariadb"),
+        None if Flavor::MySql.available().is_ok() => Ok(Flavor::MySql),
+        None => Ok(Flavor::MariaDb),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_chosen_by_name_and_unknown_names_are_refused() {
+        assert_eq!(chosen(&[]).unwrap().len(), GROUPS.len());
+        let one = chosen(&["latency".to_owned()]).unwrap();
+        assert_eq!(one.iter().map(|group| group.0).collect::<Vec<_>>(), ["latency"]);
+        let error = chosen(&["speed".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("postgres-catch-up"), "{error}");
+    }
+}
