@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "a command line program talks to who typed it")]
 
 mod admin;
+mod bench;
 mod check;
 mod clock;
 mod db;
@@ -34,6 +35,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Gets what the tests need, builds the binary, runs every test.
     Test(test::Arguments),
+    /// How fast, beside native replication and raw dumps.
+    Bench(bench::Arguments),
     /// Format, lints, documentation, tidy, and the dependencies' licences and sources.
     Check,
     /// The invariants of the tree: which crate may know which, file sizes, headers.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&root, &arguments),
         Command::Test(arguments) => test::run(&root, &arguments),
+        Command::Bench(arguments) => bench::run(&root, &arguments),
         Command::Check => check::run(&root),
         Command::Tidy => tidy::run(&root),
         Command::Fmt => shell::cargo(&root, &["fmt", "--all"]),

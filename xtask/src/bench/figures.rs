@@ -150,9 +150,8 @@ pub(crate) fn table(figures: &[Figure]) -> String {
     let heading = ["figure", "ours", "beside", "", "must", "aim", "reached", "memory", "CPU"];
     let mut lines = vec![heading.map(str::to_owned)];
     lines.extend(figures.iter().map(cells));
-    let width = |column: usize| {
-        lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0)
-    };
+    let width =
+        |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; 9] = std::array::from_fn(width);
     let rows = lines.iter().map(|line| {
         let cells = line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
@@ -216,7 +215,8 @@ mod tests {
     fn a_speed_is_their_time_over_ours() {
         let run = |seconds| Run { seconds, cpu_seconds: 1.0, peak_memory: 3 << 20 };
         let ours = [run(2.0), run(1.0), run(4.0)];
-        let figure = Figure::speed("a".into(), &ours, ("b", &[5.0, 4.0, 4.0]), Goal::times(1.6, 2.0));
+        let figure =
+            Figure::speed("a".into(), &ours, ("b", &[5.0, 4.0, 4.0]), Goal::times(1.6, 2.0));
         let values = figure.values.as_ref().unwrap();
         assert_eq!((values.score, values.peak_memory), (2.0, 3 << 20));
         let table = table(&[figure, Figure::failed("c")]);

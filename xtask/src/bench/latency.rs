@@ -174,7 +174,9 @@ fn pairs(text: &str) -> Result<HashMap<u64, i64>> {
         let (key, value) = line.split_once('\t')?;
         Some((key.parse().ok()?, value.parse().ok()?))
     };
-    text.lines().map(|line| pair(line).with_context(|| format!("not two numbers: {line}"))).collect()
+    text.lines()
+        .map(|line| pair(line).with_context(|| format!("not two numbers: {line}")))
+        .collect()
 }
 
 /// Transaction id and microsecond of the day of every commit in the target's WAL.

@@ -17,7 +17,7 @@ mod ours;
 mod postgres;
 mod rows;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use tailwater_scratch::Flavor;
@@ -52,9 +52,12 @@ pub(crate) struct Arguments {
     /// Which server speaks MySQL's protocol: mysql or mariadb; by default mysql where it is there.
     #[arg(long)]
     mysql: Option<String>,
-    /// The cargo profile to build with.
+    /// The cargo profile to build with: `profiling` for perf.
     #[arg(long, default_value = "release")]
     profile: String,
+    /// Measures this program instead of building one, and says so.
+    #[arg(long, conflicts_with = "profile")]
+    binary: Option<PathBuf>,
     /// Only name what is missing on this machine, install nothing.
     #[arg(long)]
     no_install: bool,
@@ -63,8 +66,12 @@ pub(crate) struct Arguments {
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     let groups = chosen(&arguments.only)?;
     setup::servers(!arguments.no_install)?;
+    let (binary, build) = match &arguments.binary {
+        Some(binary) => (binary.clone(), binary.display().to_string()),
+        None => (shell::tailwater(root, &arguments.profile)?, arguments.profile.clone()),
+    };
     let bench = Bench {
-        binary: shell::tailwater(root, &arguments.profile)?,
+        binary,
         transactions: arguments.rows.div_ceil(rows::PER_TRANSACTION),
         rounds: arguments.rounds,
         mysql: mysql_flavor(arguments.mysql.as_deref())?,
@@ -81,7 +88,7 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
             }
         }
     }
-    println!("\n{}", heading(&bench, &arguments.profile));
+    println!("\n{}", heading(&bench, &build));
     println!("{}", figures::table(&figures));
     if figures.iter().any(|figure| figure.values.is_none()) {
         bail!("some figures could not be measured");
@@ -89,11 +96,11 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-fn heading(bench: &Bench, profile: &str) -> String {
+fn heading(bench: &Bench, build: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     format!(
         "{} rows of about 160 bytes, {} a transaction; medians of {} alternating rounds; \
-         both databases and Tailwater ({profile} build) on {cores} cores",
+         both databases and Tailwater ({build}) on {cores} cores",
         bench.rows(),
         rows::PER_TRANSACTION,
         bench.rounds,

@@ -70,7 +70,8 @@ fn dump(source: &Server, file: &str) -> Result<f64> {
     let mut command = if source.flavor() == Flavor::MySql {
         // The client of its own version lies in the root that the server runs in.
         let mut command = Command::new("unshare");
-        let enter = r#"mount --bind "$2" "$1/srv" && root=$1 && shift 2 && exec chroot "$root" "$@""#;
+        let enter =
+            r#"mount --bind "$2" "$1/srv" && root=$1 && shift 2 && exec chroot "$root" "$@""#;
         command.args(["--mount", "--propagation", "private", "sh", "-c", enter, "sh"]);
         command.arg(sid_root()).arg(&folder).args(["/usr/bin/mysqlbinlog", "--no-defaults"]);
         command.args(["--get-server-public-key", "--result-file=/srv/"]);
@@ -100,7 +101,8 @@ pub(crate) fn catch_up(bench: &Bench) -> Result<Vec<Figure>> {
     let (mut with, mut without) =
         (Ours::new(bench, &source, &target, true)?, Ours::new(bench, &source, &target, false)?);
     let mut writer = Session::open(&source, "bench")?;
-    let mut native = Native { session: Session::open(&replica, "bench")?, flavor, server: &replica };
+    let mut native =
+        Native { session: Session::open(&replica, "bench")?, flavor, server: &replica };
     let mut theirs = [Vec::new(), Vec::new()];
     for round in 0..bench.rounds {
         let first = 1 + round * bench.rows();

@@ -6,10 +6,7 @@ use tailwater_scratch::Flavor;
 /// Rows changed by each transaction.
 pub(crate) const PER_TRANSACTION: u64 = 100;
 
-/// The tables that are captured: the rows, and a marker that says how far someone is.
-pub(crate) const TABLES: [&str; 2] = ["entries", "markers"];
-
-/// Makes the tables and, in `helper` on MySQL, what writes the rows.
+/// Makes the tables (the rows, and markers that say how far someone is) and, in `helper` on MySQL, what writes the rows.
 ///
 /// MySQL has no series of numbers, so there is a table of them; it and the procedures lie in a
 /// database of their own, which nobody captures.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
-use tailwater_scratch::{Ran, Tailwater};
+use tailwater_scratch::{Flavor, Ran, Tailwater};
 
 use crate::admin::{self, Metrics, Status};
 use crate::clock::{Stop, duration, now};
@@ -53,13 +53,19 @@ pub(crate) struct Arguments {
     /// The demo writes a few thousand rows a second, which the development build carries as well,
     /// and that build shares what it compiles with this command and with `cargo xtask test`: on a
     /// clean clone it is there in a fraction of the time.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "binary")]
     release: bool,
+    /// Shows this program instead of building one.
+    #[arg(long)]
+    binary: Option<PathBuf>,
 }
 
 pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
     setup::servers(!arguments.no_install)?;
-    let binary = build(root, arguments.release)?;
+    let binary = match &arguments.binary {
+        Some(binary) => binary.clone(),
+        None => build(root, arguments.release)?,
+    };
     let stop = Stop::at_signals()?;
     println!("starting two PostgreSQL and two MariaDB servers in temporary folders");
     let began = now();
@@ -222,7 +228,11 @@ impl Shown<'_> {
         if seconds > 0.0 { f64::from(rows) / seconds } else { 0.0 }
     }
 
+    /// None for MariaDB's sources: its binlog tells the whole second of a commit, not more.
     fn latency(&self, rank: f64) -> Option<f64> {
+        if self.pair.from.server.flavor() == Flavor::MariaDb {
+            return None;
+        }
         let (first, last) = (self.seen.front()?, self.seen.back()?);
         admin::quantile(&first.latency, &last.latency, rank)
     }

@@ -150,7 +150,8 @@ fn line(row: &Row, graph: &VecDeque<f64>) -> String {
 fn footer(rows: &[Row]) -> String {
     let looks: u64 = rows.iter().filter_map(|row| row.looks).sum();
     if looks == 0 {
-        return "  written, applied: rows per second; p50, p99: commit to commit, last ten seconds"
+        return "  written, applied: rows/s. p50, p99: commit to commit, of the last ten seconds; \
+                MariaDB's binlog has no fractions of seconds."
             .to_owned();
     }
     format!(
