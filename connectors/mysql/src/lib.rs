@@ -16,3 +16,5 @@ pub mod target;
 mod text;
 mod types;
 mod wire;
+
+pub use reader::table_reader;

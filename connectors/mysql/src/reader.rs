@@ -47,6 +47,15 @@ struct KeyColumn {
     labels: Option<Vec<String>>,
 }
 
+/// Reads rows of the database at `url` by key, whichever end of a pipeline it is.
+///
+/// # Errors
+/// The url does not parse, or the server cannot be reached.
+pub async fn table_reader(url: &str) -> Result<Box<dyn TableReader>, SourceError> {
+    let endpoint = Endpoint::parse(url).map_err(SourceError::Refused)?;
+    Ok(Box::new(KeyReader::connect(&endpoint).await?))
+}
+
 impl KeyReader {
     /// Connects.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, SourceError> {
