@@ -201,27 +201,37 @@ fn target_commits(target: &Server) -> Result<HashMap<i64, i64>> {
         .output()
         .context("start pg_waldump")?;
     // It always ends with an error: the WAL ends where nothing is written yet.
-    let commits: HashMap<i64, i64> =
-        String::from_utf8_lossy(&output.stdout).lines().filter_map(commit).collect();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let commits: HashMap<i64, i64> = text.lines().filter_map(commits_in).flatten().collect();
     if commits.is_empty() {
         bail!("pg_waldump: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(commits)
 }
 
-/// `rmgr: Transaction … tx: 735, … desc: COMMIT 2026-11-22 10:00:00.123456 UTC…`
-fn commit(line: &str) -> Option<(i64, i64)> {
+/// `rmgr: Transaction … tx: 735, … desc: COMMIT 2026-11-22 10:00:00.123456 UTC; subxacts: 736…`
+///
+/// A row written under a savepoint bears the subtransaction's id, so that those count too.
+fn commits_in(line: &str) -> Option<Vec<(i64, i64)>> {
     let (_, rest) = line.split_once("tx:")?;
     let (xid, rest) = rest.split_once(',')?;
     let (_, rest) = rest.split_once("desc: COMMIT ")?;
-    let time = rest.split_whitespace().nth(1)?;
+    let at = microseconds_of_day(rest.split_whitespace().nth(1)?)?;
+    let below = rest.split_once("subxacts:").map_or("", |(_, rest)| rest);
+    let below = below.split(';').next().unwrap_or_default();
+    let xids = std::iter::once(xid.trim()).chain(below.split_whitespace());
+    xids.map(|xid| Some((xid.parse().ok()?, at))).collect()
+}
+
+/// `10:00:00.123456`
+fn microseconds_of_day(time: &str) -> Option<i64> {
     let (seconds, fraction) = time.split_once('.').unwrap_or((time, "0"));
     let mut day = 0;
     for part in seconds.split(':') {
         day = day * 60 + part.parse::<i64>().ok()?;
     }
     let fraction: i64 = format!("{fraction:0<6}").get(..6)?.parse().ok()?;
-    Some((xid.trim().parse().ok()?, day * 1_000_000 + fraction))
+    Some(day * 1_000_000 + fraction)
 }
 
 /// From one moment of the day to a later one, perhaps of the next day.
@@ -246,9 +256,12 @@ mod tests {
         let line = "rmgr: Transaction len (rec/tot):     34/    34, tx:        735, lsn: \
                     0/0155E5B0, prev 0/0155E578, desc: COMMIT 2026-11-22 10:00:01.5 UTC; origin: \
                     node 1, lsn 0/0, at 2026-11-22 10:00:01.400000 UTC";
-        assert_eq!(commit(line), Some((735, 36_001_500_000)));
-        assert_eq!(commit(&line.replace("COMMIT", "ABORT")), None);
-        assert_eq!(commit("rmgr: XLOG"), None);
+        assert_eq!(commits_in(line), Some(vec![(735, 36_001_500_000)]));
+        assert_eq!(commits_in(&line.replace("COMMIT", "ABORT")), None);
+        assert_eq!(commits_in("rmgr: XLOG"), None);
+        let nested = line.replace(" UTC; origin", " UTC; subxacts: 736 737; origin");
+        let found: Vec<i64> = commits_in(&nested).unwrap().iter().map(|(xid, _)| *xid).collect();
+        assert_eq!(found, [735, 736, 737]);
     }
 
     #[test]

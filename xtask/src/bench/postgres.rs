@@ -21,6 +21,8 @@ pub(crate) const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "512MB"),
     ("max_wal_size", "16GB"),
     ("checkpoint_timeout", "30min"),
+    // Else a subscription that was just disabled does not start again for five seconds.
+    ("wal_retrieve_retry_interval", "10ms"),
 ];
 
 /// Into the log, beside `pg_recvlogical` writing what it gets to nowhere.

@@ -105,7 +105,7 @@ BEGIN
         START TRANSACTION;
         UPDATE bench.entries JOIN helper.numbers ON id = v_at + n * v_transactions
             SET status = 'sent', amount = amount + 1 WHERE n % 4 <> 3;
-        DELETE entries FROM bench.entries JOIN helper.numbers ON id = v_at + n * v_transactions
+        DELETE bench.entries FROM bench.entries JOIN helper.numbers ON id = v_at + n * v_transactions
             WHERE n % 4 = 3;
         COMMIT;
         SET v_at = v_at + 1;
