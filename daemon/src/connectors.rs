@@ -50,9 +50,12 @@ pub(crate) fn target(
         ConnectorKind::Postgres => Arc::new(tailwater_postgres::target::connector(
             tailwater_postgres::target::TargetConfig { name, url },
         )?),
-        ConnectorKind::Mysql => Arc::new(tailwater_mysql::target::connector(
-            tailwater_mysql::target::TargetConfig { name, url },
-        )?),
+        ConnectorKind::Mysql => {
+            Arc::new(tailwater_mysql::target::connector(tailwater_mysql::target::TargetConfig {
+                name,
+                url,
+            })?)
+        }
     })
 }
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use tailwater_apply::LATENCY_BOUNDS_SECONDS;
@@ -43,7 +43,8 @@ impl Collector for Roles {
 
 impl Roles {
     fn capture(&self, page: &mut Page<'_>) -> fmt::Result {
-        let sources = || self.0.sources.iter().map(|(name, role)| ([("source", name.clone())], role));
+        let sources =
+            || self.0.sources.iter().map(|(name, role)| ([("source", name.clone())], role));
         page.counters(
             "tailwater_capture_rows",
             "Rows appended to the log since the process started",
@@ -84,7 +85,8 @@ impl Roles {
         page.counters(
             "tailwater_apply_transactions",
             "Source transactions committed on the target since the process started",
-            pipelines().map(|(labels, role)| (labels, role.handle.metrics().snapshot().transactions)),
+            pipelines()
+                .map(|(labels, role)| (labels, role.handle.metrics().snapshot().transactions)),
         )?;
         page.counters(
             "tailwater_apply_conflicts",

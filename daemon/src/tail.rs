@@ -9,7 +9,9 @@ use tailwater_change::{
     CONTROL_SCHEMA, ChunkJoiner, Control, Envelope, Frame, Operation, RowReader, SchemaId,
     TableSchema, Value, parse_schema,
 };
-use tailwater_kafka::{Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, TopicPartition};
+use tailwater_kafka::{
+    Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, TopicPartition,
+};
 use tailwater_registry::Registry;
 
 use crate::app::App;
@@ -180,9 +182,7 @@ fn control(offset: i64, control: &Control<'_>) -> Json {
         }
         Control::End { epoch, commit, .. } => ("end", format!("{epoch}@{commit}")),
         Control::Idle { epoch, commit } => ("idle", format!("{epoch}@{commit}")),
-        Control::SnapshotBegin { epoch, commit } => {
-            ("snapshot_begin", format!("{epoch}@{commit}"))
-        }
+        Control::SnapshotBegin { epoch, commit } => ("snapshot_begin", format!("{epoch}@{commit}")),
         Control::SnapshotEnd { epoch, commit } => ("snapshot_end", format!("{epoch}@{commit}")),
         Control::TableBegin { place, .. } => ("table_begin", place.to_string()),
         Control::TableEnd { place, .. } => ("table_end", place.to_string()),

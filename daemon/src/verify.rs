@@ -136,8 +136,7 @@ impl Verifier<'_> {
         name: &TableId,
         suspects: Vec<Vec<u8>>,
     ) -> anyhow::Result<()> {
-        let mut open: BTreeMap<Vec<u8>, usize> =
-            suspects.into_iter().map(|key| (key, 0)).collect();
+        let mut open: BTreeMap<Vec<u8>, usize> = suspects.into_iter().map(|key| (key, 0)).collect();
         for _look in 0..LOOKS {
             if open.is_empty() {
                 return Ok(());

@@ -77,11 +77,7 @@ pub(crate) async fn reach(
     }
 }
 
-fn applied(
-    status: &Status,
-    epoch: Option<tailwater_change::Epoch>,
-    goal: Commit,
-) -> bool {
+fn applied(status: &Status, epoch: Option<tailwater_change::Epoch>, goal: Commit) -> bool {
     let (Some(place), Some(epoch)) = (status.place, epoch) else { return false };
     let through = place.epoch > epoch || (place.epoch == epoch && place.commit >= goal);
     through && status.state == State::Streaming

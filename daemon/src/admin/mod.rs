@@ -100,12 +100,11 @@ async fn wait_for(
     Path(name): Path<String>,
     Query(query): Query<WaitQuery>,
 ) -> Json<serde_json::Value> {
-    let (exit, message) =
-        match wait(&app, &name, Duration::from_millis(query.timeout_ms)).await {
-            Waited::Reached => (0, String::new()),
-            Waited::TimedOut(why) => (1, why),
-            Waited::Cannot(why) => (2, why),
-        };
+    let (exit, message) = match wait(&app, &name, Duration::from_millis(query.timeout_ms)).await {
+        Waited::Reached => (0, String::new()),
+        Waited::TimedOut(why) => (1, why),
+        Waited::Cannot(why) => (2, why),
+    };
     Json(json!({ "exit": exit, "message": message }))
 }
 

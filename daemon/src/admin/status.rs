@@ -43,7 +43,10 @@ impl Status {
         let pipelines = self.pipelines.iter().filter(|pipeline| !runs(&pipeline.state));
         sources
             .map(|source| format!("source {} ({})", source.name, source.state))
-            .chain(pipelines.map(|pipeline| format!("pipeline {} ({})", pipeline.name, pipeline.state)))
+            .chain(
+                pipelines
+                    .map(|pipeline| format!("pipeline {} ({})", pipeline.name, pipeline.state)),
+            )
             .collect()
     }
 }

@@ -239,7 +239,8 @@ pub(crate) enum OnExisting {
 impl PipelineSection {
     /// Its route.
     pub(crate) fn routes(&self) -> Route {
-        let rule = |(from, to): (&String, &String)| RouteRule { from: from.clone(), to: to.clone() };
+        let rule =
+            |(from, to): (&String, &String)| RouteRule { from: from.clone(), to: to.clone() };
         Route::new(self.route.iter().map(rule).collect())
     }
 }
@@ -263,4 +264,3 @@ impl Config {
         Ok(value.try_into()?)
     }
 }
-

@@ -30,7 +30,10 @@ impl Config {
             self.schema_registry.insecure,
         );
         if self.schema_registry.url.is_some() {
-            found.push(not_yet("schema_registry.url", "leave it out: schemas are kept in the topic _schemas of the log"));
+            found.push(not_yet(
+                "schema_registry.url",
+                "leave it out: schemas are kept in the topic _schemas of the log",
+            ));
         }
         if self.sources.is_empty() && self.pipelines.is_empty() && self.log.is_none() {
             found.push(Problem::new(
@@ -198,7 +201,11 @@ mod tests {
         for (from, to, word) in [
             ("tables =", "partitions = 2\ntables =", "partitions"),
             ("source = \"shop\"", "source = \"shop\"\nconsistency = \"key\"", "consistency"),
-            ("source = \"shop\"", "source = \"shop\"\nschema_changes = \"apply\"", "schema_changes"),
+            (
+                "source = \"shop\"",
+                "source = \"shop\"\nschema_changes = \"apply\"",
+                "schema_changes",
+            ),
             ("data_dir =", "replication_factor = 3\ndata_dir =", "replication_factor"),
             ("data_dir =", "listen = \"0.0.0.0:9092\"\ndata_dir =", "insecure = true"),
             ("target = \"copy\"", "target = \"nowhere\"", "nowhere"),

@@ -12,32 +12,57 @@ pub(crate) fn reference() -> String {
     let admin = AdminSection::default();
     let quoted = |value: &dyn std::fmt::Display| format!("`\"{value}\"`");
     let mut page = String::from(HEAD);
-    section(&mut page, "top level", "", &[(
-        "memory_limit",
-        "size",
-        quoted(&config.memory_limit),
-        "What all roles of the process hold of rows in flight, together; three times the largest \
+    section(
+        &mut page,
+        "top level",
+        "",
+        &[(
+            "memory_limit",
+            "size",
+            quoted(&config.memory_limit),
+            "What all roles of the process hold of rows in flight, together; three times the largest \
          single row may come on top.",
-    )]);
+        )],
+    );
     section(
         &mut page,
         "[log]",
         "The log this process carries (`data_dir`) or uses (`brokers`).",
         &log_keys(&log, &quoted),
     );
-    section(&mut page, "[schema_registry]", "", &[
-        ("listen", "address", none(), "Serves Confluent's schema registry API (reading)."),
-        ("insecure", "boolean", "`false`".into(), "Allows a listener that is not loopback."),
-    ]);
-    section(&mut page, "[admin]", "Dashboard, `/metrics`, `/healthz`, `/readyz`, `/api/v1`.", &[
-        ("listen", "address", quoted(&admin.listen), "Where."),
-        ("insecure", "boolean", "`false`".into(), "Allows a listener that is not loopback."),
-    ]);
-    section(&mut page, "[sources.NAME]", "A source database. NAME is its topic's name.", &source_keys());
-    section(&mut page, "[targets.NAME]", "A target database.", &[
-        ("connector", "`postgres`, `mysql`", required(), "What it is; `mysql` is MariaDB too."),
-        ("url", "url", required(), "How to reach it."),
-    ]);
+    section(
+        &mut page,
+        "[schema_registry]",
+        "",
+        &[
+            ("listen", "address", none(), "Serves Confluent's schema registry API (reading)."),
+            ("insecure", "boolean", "`false`".into(), "Allows a listener that is not loopback."),
+        ],
+    );
+    section(
+        &mut page,
+        "[admin]",
+        "Dashboard, `/metrics`, `/healthz`, `/readyz`, `/api/v1`.",
+        &[
+            ("listen", "address", quoted(&admin.listen), "Where."),
+            ("insecure", "boolean", "`false`".into(), "Allows a listener that is not loopback."),
+        ],
+    );
+    section(
+        &mut page,
+        "[sources.NAME]",
+        "A source database. NAME is its topic's name.",
+        &source_keys(),
+    );
+    section(
+        &mut page,
+        "[targets.NAME]",
+        "A target database.",
+        &[
+            ("connector", "`postgres`, `mysql`", required(), "What it is; `mysql` is MariaDB too."),
+            ("url", "url", required(), "How to reach it."),
+        ],
+    );
     section(&mut page, "[pipelines.NAME]", "A source applied to a target.", &pipeline_keys());
     page
 }

@@ -1,5 +1,6 @@
 //! The whole program between real databases.
 
+mod kills;
 mod pairs;
 mod workload;
 mod world;

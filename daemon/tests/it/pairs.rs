@@ -23,14 +23,14 @@ fn run(from: Flavor, to: Flavor, seed: u64) -> Result<()> {
     world.compare()?;
     assert!(watcher.finish()? > 0);
 
-    let verified = world.tailwater.command(&["verify", "--pipeline", "pair"])?;
+    let verified = world.tailwater.command(&["verify", "--pipeline", &world.pipeline])?;
     assert_eq!(verified.code, Some(0), "{verified:?}");
     // And `verify` can fail.
     world.to.0.sql(&world.to.1, "UPDATE accounts SET balance = balance + 1 WHERE id = (SELECT m FROM (SELECT MAX(id) AS m FROM accounts) AS t)")?;
-    let verified = world.tailwater.command(&["verify", "--pipeline", "pair"])?;
+    let verified = world.tailwater.command(&["verify", "--pipeline", &world.pipeline])?;
     assert_eq!(verified.code, Some(1), "{verified:?}");
     assert!(verified.out.contains("unequal"), "{verified:?}");
-    world.tailwater.wait_for("pair", PATIENCE)?;
+    world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
     world.tailwater.stop()
 }
 

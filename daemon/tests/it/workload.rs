@@ -35,6 +35,7 @@ struct Account {
 #[derive(Debug)]
 pub(crate) struct Workload {
     spelling: Spelling,
+    cascades: bool,
     random: SmallRng,
     next_id: i64,
     next_unique: u64,
@@ -45,9 +46,12 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    pub(crate) fn new(spelling: Spelling, seed: u64) -> Self {
+    /// With `cascades`, foreign keys carry deletes and key changes to the rows that point there;
+    /// without, the statements do.
+    pub(crate) fn new(spelling: Spelling, cascades: bool, seed: u64) -> Self {
         Self {
             spelling,
+            cascades,
             random: SmallRng::seed_from_u64(seed),
             next_id: 1,
             next_unique: 1,
@@ -58,11 +62,15 @@ impl Workload {
     }
 
     /// The tables.
-    pub(crate) fn schema(&self) -> &'static str {
-        match self.spelling {
+    pub(crate) fn schema(&self) -> String {
+        let schema = match self.spelling {
             Spelling::Postgres => POSTGRES_SCHEMA,
             Spelling::Mysql => MYSQL_SCHEMA,
+        };
+        if self.cascades {
+            return schema.to_owned();
         }
+        schema.replace(" ON DELETE CASCADE", "").replace(" ON UPDATE CASCADE", "")
     }
 
     /// The rows that are there before the first snapshot.
@@ -93,8 +101,8 @@ impl Workload {
     fn transaction(&mut self, sql: &mut String) {
         sql.push_str("BEGIN;\n");
         let rolled_back = self.random.random_ratio(1, 20);
-        let before = rolled_back
-            .then(|| (self.accounts.clone(), self.orders.clone(), self.events.clone()));
+        let before =
+            rolled_back.then(|| (self.accounts.clone(), self.orders.clone(), self.events.clone()));
         for _statement in 0..self.random.random_range(1..=6) {
             self.statement(sql);
         }
@@ -113,10 +121,10 @@ impl Workload {
     /// Something that is taken back within its transaction.
     fn savepoint(&mut self, sql: &mut String) {
         let kept = (self.accounts.clone(), self.orders.clone(), self.events.clone());
-        sql.push_str("SAVEPOINT undo;\n");
+        sql.push_str("SAVEPOINT mark;\n");
         self.statement(sql);
         self.statement(sql);
-        sql.push_str("ROLLBACK TO SAVEPOINT undo;\n");
+        sql.push_str("ROLLBACK TO SAVEPOINT mark;\n");
         (self.accounts, self.orders, self.events) = kept;
     }
 
@@ -161,7 +169,10 @@ impl Workload {
         if let Some(account) = self.accounts.get_mut(&to) {
             account.balance += amount;
         }
-        line(sql, format_args!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}"));
+        line(
+            sql,
+            format_args!("UPDATE accounts SET balance = balance - {amount} WHERE id = {from}"),
+        );
         line(sql, format_args!("UPDATE accounts SET balance = balance + {amount} WHERE id = {to}"));
     }
 
@@ -169,11 +180,7 @@ impl Workload {
         let id = self.id();
         let email = self.random.random_ratio(4, 5).then(|| self.unique());
         let slot = self.random.random_ratio(1, 2).then(|| self.unique());
-        let note = if self.random.random_ratio(1, 10) {
-            self.text()
-        } else {
-            "NULL".to_owned()
-        };
+        let note = if self.random.random_ratio(1, 10) { self.text() } else { "NULL".to_owned() };
         line(
             sql,
             format_args!(
@@ -205,7 +212,10 @@ impl Workload {
         };
         let (of_a, of_b) = (slot(&self.accounts, a), slot(&self.accounts, b));
         for (id, value) in [(a, None), (b, of_a), (a, of_b)] {
-            line(sql, format_args!("UPDATE accounts SET slot = {} WHERE id = {id}", slot_sql(value)));
+            line(
+                sql,
+                format_args!("UPDATE accounts SET slot = {} WHERE id = {id}", slot_sql(value)),
+            );
             if let Some(account) = self.accounts.get_mut(&id) {
                 account.slot = value;
             }
@@ -215,6 +225,9 @@ impl Workload {
     /// A key changes; its orders follow by cascade.
     fn move_key(&mut self, sql: &mut String) {
         let (old, new) = (self.account(), self.id());
+        if !self.cascades && self.orders.values().any(|(account, _)| *account == old) {
+            return;
+        }
         line(sql, format_args!("UPDATE accounts SET id = {new} WHERE id = {old}"));
         if let Some(account) = self.accounts.remove(&old) {
             self.accounts.insert(new, account);
@@ -237,9 +250,24 @@ impl Workload {
         if let Some(heir) = self.accounts.get_mut(&heir) {
             heir.balance += account.balance;
         }
-        self.orders.retain(|_, (account, _)| *account != gone);
+        let orders: Vec<i64> = self
+            .orders
+            .iter()
+            .filter(|(_, (account, _))| *account == gone)
+            .map(|(id, _)| *id)
+            .collect();
+        for order in orders {
+            self.orders.remove(&order);
+            if !self.cascades {
+                line(sql, format_args!("DELETE FROM order_lines WHERE order_id = {order}"));
+                line(sql, format_args!("DELETE FROM orders WHERE id = {order}"));
+            }
+        }
         let balance = account.balance;
-        line(sql, format_args!("UPDATE accounts SET balance = balance + ({balance}) WHERE id = {heir}"));
+        line(
+            sql,
+            format_args!("UPDATE accounts SET balance = balance + ({balance}) WHERE id = {heir}"),
+        );
         line(sql, format_args!("DELETE FROM accounts WHERE id = {gone}"));
     }
 
@@ -285,6 +313,9 @@ impl Workload {
     fn delete_order(&mut self, sql: &mut String) {
         let Some(id) = self.order() else { return };
         self.orders.remove(&id);
+        if !self.cascades {
+            line(sql, format_args!("DELETE FROM order_lines WHERE order_id = {id}"));
+        }
         line(sql, format_args!("DELETE FROM orders WHERE id = {id}"));
     }
 
@@ -323,9 +354,20 @@ impl Workload {
     fn change_event(&mut self, sql: &mut String) {
         let kind = self.random.random_range(0..5);
         if self.random.random_ratio(1, 2) {
-            line(sql, format_args!("UPDATE events SET payload = 'changed' WHERE kind = {kind} AND payload IS NULL"));
+            line(
+                sql,
+                format_args!(
+                    "UPDATE events SET payload = 'changed' WHERE kind = {kind} AND payload IS NULL"
+                ),
+            );
         } else {
-            line(sql, format_args!("DELETE FROM events WHERE kind = {kind} AND payload = '{}'", self.random.random_range(0..10)));
+            line(
+                sql,
+                format_args!(
+                    "DELETE FROM events WHERE kind = {kind} AND payload = '{}'",
+                    self.random.random_range(0..10)
+                ),
+            );
         }
     }
 }
