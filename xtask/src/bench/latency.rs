@@ -181,6 +181,8 @@ fn pairs(text: &str) -> Result<HashMap<u64, i64>> {
 
 /// Transaction id and microsecond of the day of every commit in the target's WAL.
 fn target_commits(target: &Server) -> Result<HashMap<i64, i64>> {
+    // A subscription's commits are flushed a little later than they are seen.
+    target.sql("", "CHECKPOINT;")?;
     let wal = target.folder().join("data/pg_wal");
     let mut segments: Vec<_> = fs::read_dir(&wal)?
         .flatten()
