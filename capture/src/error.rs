@@ -71,7 +71,7 @@ pub enum Error {
         operation: &'static str,
         /// The client's error.
         #[source]
-        source: tailwater_kafka::Error,
+        source: Box<tailwater_kafka::Error>,
     },
     /// The registry.
     #[error("cannot register the schema of {subject}")]
@@ -80,7 +80,7 @@ pub enum Error {
         subject: String,
         /// Its error.
         #[source]
-        source: tailwater_registry::Error,
+        source: Box<tailwater_registry::Error>,
     },
     /// A table's schema has no text.
     #[error("cannot write the schema of {table}")]
@@ -146,5 +146,5 @@ impl Error {
 
 /// Puts the operation around a client's error.
 pub(crate) fn log(operation: &'static str) -> impl Fn(tailwater_kafka::Error) -> Error {
-    move |source| Error::Log { operation, source }
+    move |source| Error::Log { operation, source: Box::new(source) }
 }

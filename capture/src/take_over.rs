@@ -50,10 +50,9 @@ pub(crate) async fn take_over(
     registry: &Registry,
 ) -> Result<TakenOver, Error> {
     create_topics(config, client).await?;
-    let control = registry
-        .register(CONTROL_SUBJECT, CONTROL_SCHEMA)
-        .await
-        .map_err(|source| Error::Registry { subject: CONTROL_SUBJECT.into(), source })?;
+    let control = registry.register(CONTROL_SUBJECT, CONTROL_SCHEMA).await.map_err(|source| {
+        Error::Registry { subject: CONTROL_SUBJECT.into(), source: Box::new(source) }
+    })?;
     let producer_config = ProducerConfig {
         transactional_id: Some(config.transactional_id()),
         in_flight_bytes: config.in_flight_bytes,

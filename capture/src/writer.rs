@@ -143,7 +143,7 @@ impl Writer {
             match event {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
                 Event::Begin { commit, committed_at_us } => {
-                    self.begin(*commit, *committed_at_us)?
+                    self.begin(*commit, *committed_at_us)?;
                 }
                 Event::Row(row) => self.row(changes, row).await?,
                 Event::End { transaction } => {
@@ -216,10 +216,10 @@ impl Writer {
     }
 
     async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, Error> {
-        self.registry
-            .register(subject, text)
-            .await
-            .map_err(|source| Error::Registry { subject: subject.to_owned(), source })
+        self.registry.register(subject, text).await.map_err(|source| Error::Registry {
+            subject: subject.to_owned(),
+            source: Box::new(source),
+        })
     }
 
     fn begin(&mut self, commit: Commit, committed_at_us: Option<i64>) -> Result<(), Error> {

@@ -30,6 +30,8 @@ pub(crate) struct SourceRole {
     pub(crate) connector: Arc<dyn SourceConnector>,
     pub(crate) kind: ConnectorKind,
     pub(crate) url: String,
+    /// Bytes of lag from which `status` raises an alarm.
+    pub(crate) max_lag: Option<u64>,
 }
 
 /// A pipeline that is applied here.
@@ -50,7 +52,8 @@ impl SourceRole {
         connector: Arc<dyn SourceConnector>,
         section: &SourceSection,
     ) -> Self {
-        Self { handle, connector, kind: section.connector, url: section.url.clone() }
+        let max_lag = section.max_slot_lag.map(crate::config::ByteSize::bytes);
+        Self { handle, connector, kind: section.connector, url: section.url.clone(), max_lag }
     }
 }
 

@@ -126,11 +126,11 @@ async fn check_pipeline(config: &Config, name: &str, found: &mut Vec<Problem>) {
     }
 }
 
-/// A pipeline's two ends, where both are in this configuration.
-fn ends(
-    config: &Config,
-    name: &str,
-) -> Option<(Arc<dyn SourceConnector>, Arc<dyn TargetConnector>, Route)> {
+/// A pipeline's two ends and the way between them.
+type Ends = (Arc<dyn SourceConnector>, Arc<dyn TargetConnector>, Route);
+
+/// A pipeline's ends, where both are in this configuration.
+fn ends(config: &Config, name: &str) -> Option<Ends> {
     let pipeline = config.pipelines.get(name)?;
     let source = config.sources.get(&pipeline.source)?;
     let target = config.targets.get(&pipeline.target)?;

@@ -12,7 +12,7 @@ pub enum Error {
         operation: &'static str,
         /// The client's error.
         #[source]
-        source: tailwater_kafka::Error,
+        source: Box<tailwater_kafka::Error>,
     },
     /// No record of the topic has this id.
     #[error("schema {0} is not in the registry: its records cannot be read")]

@@ -136,11 +136,11 @@ impl Inner {
         let offset = self.reader.position();
         move |source| Error::Log {
             operation: "read",
-            source: tailwater_kafka::Error::CorruptBatch {
+            source: Box::new(tailwater_kafka::Error::CorruptBatch {
                 partition: partition.clone(),
                 offset,
                 source,
-            },
+            }),
         }
     }
 
@@ -193,5 +193,5 @@ impl Inner {
 }
 
 fn log(operation: &'static str) -> impl Fn(tailwater_kafka::Error) -> Error {
-    move |source| Error::Log { operation, source }
+    move |source| Error::Log { operation, source: Box::new(source) }
 }

@@ -1,5 +1,8 @@
 //! Capture over a real log in the same process, with a source that follows a script.
 
+#[cfg(test)]
 mod reading;
+#[cfg(test)]
 mod scenarios;
+#[cfg(test)]
 mod script;

@@ -66,12 +66,18 @@ pub(crate) fn status(app: &App) -> Status {
 
 fn source(name: &str, role: &SourceRole) -> SourceStatus {
     let status = role.handle.status();
+    let lag = lag_bytes(status.place.map(|place| place.commit), status.seen);
+    let alarm = lag.zip(role.max_lag).filter(|(lag, limit)| lag > limit).map(|(lag, limit)| {
+        format!(
+            "a lag of {lag} bytes is above max_slot_lag ({limit}): the source keeps its log for us"
+        )
+    });
     SourceStatus {
         name: name.to_owned(),
         state: status.state.as_str().to_owned(),
         position: status.place.map(|place| place.commit.to_string()),
-        lag_bytes: lag_bytes(status.place.map(|place| place.commit), status.seen),
-        error: status.error,
+        lag_bytes: lag,
+        error: status.error.or(alarm),
     }
 }
 

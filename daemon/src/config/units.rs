@@ -40,7 +40,8 @@ impl ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
-        let whole = units.iter().find(|(shift, _)| self.0 != 0 && self.0 % (1 << shift) == 0);
+        let whole =
+            units.iter().find(|(shift, _)| self.0 != 0 && self.0.is_multiple_of(1 << shift));
         match whole {
             Some((shift, unit)) => write!(f, "{}{unit}", self.0 >> shift),
             None => write!(f, "{}B", self.0),
@@ -88,7 +89,7 @@ impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let ms = self.0.as_millis();
         let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
-        match units.iter().find(|(unit, _)| ms != 0 && ms % unit == 0) {
+        match units.iter().find(|(unit, _)| ms != 0 && ms.is_multiple_of(*unit)) {
             Some((unit, name)) => write!(f, "{}{name}", ms / unit),
             None => write!(f, "{ms}ms"),
         }

@@ -161,7 +161,7 @@ fn equal(source: &str, target: &str) -> Result<()> {
         here.lines()
             .filter(|line| !known.contains(line))
             .take(8)
-            .map(|line| format!("only on the {side}: {:.200}", line))
+            .map(|line| format!("only on the {side}: {line:.200}"))
             .collect()
     };
     let mut differing = only(source, target, "source");

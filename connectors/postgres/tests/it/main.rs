@@ -6,9 +6,10 @@
     reason = "a test that cannot go on says where, and what was not tested"
 )]
 
+mod contract;
 mod source;
 mod target;
-mod target_steps;
-mod target_values;
 mod target_conflicts;
+mod target_steps;
 mod target_tables;
+mod target_values;
