@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use tailwater_scratch::{Flavor, Ran, Tailwater};
 
@@ -35,6 +35,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Looks that a rate or a latency is taken over.
 const RATE_LOOKS: usize = 2;
 const LATENCY_LOOKS: usize = 10;
+/// Looks after which a pipeline that streams has done what had waited for its snapshot.
+const SETTLED_LOOKS: usize = 4;
 /// A loaded machine may be behind when the writing ends.
 const WAIT_LIMIT: &str = "300s";
 
@@ -144,6 +146,8 @@ struct Shown<'a> {
     writer: Worker,
     /// From the moment the pipeline streams.
     reader: Option<Worker>,
+    /// How often it was seen to stream.
+    streaming_looks: usize,
     seen: VecDeque<Seen>,
 }
 
@@ -159,7 +163,7 @@ impl<'a> Show<'a> {
     fn start(pairs: &'a [Pair], stop: &'a Stop) -> Result<Show<'a>> {
         let shown = |pair| {
             let writer = Worker::write(pair, stop)?;
-            Ok(Shown { pair, writer, reader: None, seen: VecDeque::new() })
+            Ok(Shown { pair, writer, reader: None, streaming_looks: 0, seen: VecDeque::new() })
         };
         Ok(Show { stop, pairs: pairs.iter().map(shown).collect::<Result<_>>()? })
     }
@@ -190,6 +194,10 @@ impl Shown<'_> {
         if pipeline.state == "streaming" && self.reader.is_none() && !stop.asked() {
             self.reader = Some(Worker::look(self.pair, stop)?);
         }
+        self.streaming_looks += usize::from(pipeline.state == "streaming");
+        if self.streaming_looks == SETTLED_LOOKS {
+            self.seen.clear();
+        }
         self.seen.push_back(Seen {
             at: now(),
             written: self.writer.count(),
@@ -205,7 +213,7 @@ impl Shown<'_> {
         let state = if source_stopped { "stopped" } else { &pipeline.state };
         Ok(Row {
             name,
-            way: format!("{} → {}", self.pair.from.server.flavor(), self.pair.to.server.flavor()),
+            steady: self.streaming_looks > SETTLED_LOOKS,
             state: state.to_owned(),
             written: self.rate(|seen| seen.written),
             applied: self.rate(|seen| seen.applied),
@@ -260,32 +268,33 @@ struct Difference {
     target: String,
 }
 
-/// Compares every pair; all of them, whatever became of one.
+/// Compares every pair, all at once; each says what came of it as soon as it is known.
 fn verify(pairs: &[Pair], tailwater: &Tailwater) -> Result<()> {
     println!("\n  The writing has ended. Comparing every row of source and target:\n");
-    let verdicts: Vec<Result<String>> = thread::scope(|scope| {
-        let verifying: Vec<_> =
-            pairs.iter().map(|pair| scope.spawn(|| verdict(pair, tailwater))).collect();
-        verifying
-            .into_iter()
-            .map(|one| one.join().unwrap_or_else(|_| Err(anyhow!("the comparison panicked"))))
-            .collect()
+    let failed: Vec<&str> = thread::scope(|scope| {
+        let verifying: Vec<_> = pairs
+            .iter()
+            .map(|pair| (pair.name, scope.spawn(|| say_verdict(pair, tailwater))))
+            .collect();
+        // A comparison that panicked has shown nothing.
+        let equal = verifying.into_iter().map(|(name, one)| (name, one.join().unwrap_or(false)));
+        equal.filter_map(|(name, equal)| (!equal).then_some(name)).collect()
     });
-    let mut failed = Vec::new();
-    for (pair, verdict) in pairs.iter().zip(verdicts) {
-        match verdict {
-            Ok(text) => println!("  \u{2713} {:<15} {text}", pair.name),
-            Err(error) => {
-                println!("  \u{2717} {:<15} {error:#}", pair.name);
-                failed.push(pair.name);
-            }
-        }
-    }
     println!();
     if !failed.is_empty() {
         bail!("not shown to be equal: {}", failed.join(", "));
     }
     Ok(())
+}
+
+/// Whether a pair was found equal.
+fn say_verdict(pair: &Pair, tailwater: &Tailwater) -> bool {
+    let verdict = verdict(pair, tailwater);
+    match &verdict {
+        Ok(text) => println!("  \u{2713} {:<14} {text}", pair.name),
+        Err(error) => println!("  \u{2717} {:<14} {error:#}", pair.name),
+    }
+    verdict.is_ok()
 }
 
 fn verdict(pair: &Pair, tailwater: &Tailwater) -> Result<String> {

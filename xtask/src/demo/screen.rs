@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 /// Looks that the little graph shows.
-const GRAPH_LOOKS: usize = 24;
+const GRAPH_LOOKS: usize = 16;
 /// Without a terminal, of this many looks one is printed.
 const PLAIN_EVERY: u64 = 5;
 
@@ -16,8 +16,8 @@ const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█']
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Row {
     pub(crate) name: &'static str,
-    /// From which server to which.
-    pub(crate) way: String,
+    /// Whether it has streamed long enough that rates and latencies are those of streaming.
+    pub(crate) steady: bool,
     pub(crate) state: String,
     /// Rows changed on the source, per second.
     pub(crate) written: f64,
@@ -60,7 +60,10 @@ impl Screen {
     ) -> io::Result<()> {
         self.graphs.resize(rows.len(), VecDeque::new());
         for (graph, row) in self.graphs.iter_mut().zip(rows) {
-            graph.push_back(row.applied);
+            // Beside the first snapshot everything else would look like nothing.
+            if row.steady {
+                graph.push_back(row.applied);
+            }
             if graph.len() > GRAPH_LOOKS {
                 graph.pop_front();
             }
@@ -91,7 +94,7 @@ impl Screen {
             }
         }
         lines.push(String::new());
-        lines.push(footer(rows));
+        lines.extend(footer(rows));
         let mut text = String::from("\x1b[?7l");
         if self.drawn > 0 {
             write!(text, "\x1b[{}A", self.drawn).expect("a string takes every text");
@@ -115,30 +118,19 @@ fn heading(elapsed: Duration, end: Option<Duration>) -> String {
 
 fn columns() -> String {
     format!(
-        "\x1b[2m  {:<15} {:<24} {:<10} {:>8} {:>8}  {:<GRAPH_LOOKS$} {:>7} {:>7} {:>7} {:>10}\x1b[0m",
-        "pipeline",
-        "from → to",
-        "state",
-        "written",
-        "applied",
-        "rows/s",
-        "lag",
-        "p50",
-        "p99",
-        "rows"
+        "\x1b[2m  {:<14} {:<9} {:>8} {:>8}  {:<GRAPH_LOOKS$} {:>7} {:>8} {:>8} {:>10}\x1b[0m",
+        "pipeline", "state", "written", "applied", "rows/s", "lag", "p50", "p99", "rows"
     )
 }
 
 fn line(row: &Row, graph: &VecDeque<f64>) -> String {
+    let state = format!("{}{:<9}\x1b[0m", color(&row.state), row.state);
+    let graph = format!("\x1b[36m{:<GRAPH_LOOKS$}\x1b[0m", sparkline(graph));
     format!(
-        "  \x1b[1m{:<15}\x1b[0m {:<24} {}{:<10}\x1b[0m {:>8} {:>8}  \x1b[36m{:<GRAPH_LOOKS$}\x1b[0m {:>7} {:>7} {:>7} {:>10}",
+        "  \x1b[1m{:<14}\x1b[0m {state} {:>8} {:>8}  {graph} {:>7} {:>8} {:>8} {:>10}",
         row.name,
-        row.way,
-        color(&row.state),
-        row.state,
         thousands(whole(row.written)),
         thousands(whole(row.applied)),
-        sparkline(graph),
         lag(row.lag_seconds),
         latency(row.p50),
         latency(row.p99),
@@ -147,18 +139,16 @@ fn line(row: &Row, graph: &VecDeque<f64>) -> String {
 }
 
 /// What readers of the targets have found: the demo stops at the first half transaction.
-fn footer(rows: &[Row]) -> String {
+fn footer(rows: &[Row]) -> [String; 2] {
     let looks: u64 = rows.iter().filter_map(|row| row.looks).sum();
-    if looks == 0 {
-        return "  written, applied: rows/s. p50, p99: commit to commit, of the last ten seconds; \
-                MariaDB's binlog has no fractions of seconds."
-            .to_owned();
-    }
-    format!(
-        "  Readers looked {} times whether every order's items add up on the targets: \
-         \x1b[32malways\x1b[0m.",
-        thousands(looks)
-    )
+    let found = format!(
+        "  Readers looked {} times if all orders' items add up on the targets: \x1b[32m{}\x1b[0m",
+        thousands(looks),
+        if looks == 0 { "not yet" } else { "they did" },
+    );
+    let legend = "\x1b[2m  written, applied: rows/s. p50, p99: commit to commit, last ten seconds \
+                  (MariaDB's binlog has no fractions).\x1b[0m";
+    [found, legend.to_owned()]
 }
 
 fn plain(elapsed: Duration, row: &Row) -> String {
