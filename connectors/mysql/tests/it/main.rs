@@ -1,5 +1,6 @@
 //! The connector against real servers.
 
+mod contract;
 mod source;
 mod target;
 mod target_replay;
