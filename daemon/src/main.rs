@@ -16,6 +16,7 @@ mod connectors;
 mod metrics;
 mod remote;
 mod run;
+mod schema_api;
 mod tail;
 mod verify;
 mod wait;

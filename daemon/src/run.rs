@@ -25,7 +25,7 @@ use crate::app::{App, PipelineRole, SourceRole};
 use crate::config::{
     Config, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
 };
-use crate::{admin, connectors};
+use crate::{admin, connectors, schema_api};
 
 /// How long each phase of the shutdown may take.
 const PHASE_DEADLINE: Duration = Duration::from_secs(20);
@@ -61,6 +61,10 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<ExitCode> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let admin = listen(config.admin.listen, "admin").await?;
+    let schemas = match config.schema_registry.listen {
+        Some(at) => Some(listen(at, "schema_registry").await?),
+        None => None,
+    };
     let log = start_log(&config).await?;
     let Some(section) = config.log.as_ref() else { bail!("there is no [log] section") };
     let client = connect(section, log.node.clone()).await?;
@@ -89,6 +93,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_stop = CancellationToken::new();
     let mut admin_task = JoinSet::new();
     admin_task.spawn(admin::run(admin, app, admin_stop.clone()));
+    if let Some(listener) = schemas {
+        admin_task.spawn(schema_api::run(listener, registry, admin_stop.clone()));
+    }
     tracing::info!(admin = %config.admin.listen, "running");
 
     let unasked = until_end(&mut roles, &mut admin_task).await?;
@@ -125,7 +132,7 @@ async fn until_end(
         _signal = interrupt.recv() => None,
         Some(_ended) = roles.captures.join_next() => Some("a capture"),
         Some(_ended) = roles.pipelines.join_next() => Some("a pipeline"),
-        Some(_ended) = admin.join_next() => Some("the admin listener"),
+        Some(_ended) = admin.join_next() => Some("the admin or schema registry listener"),
     })
 }
 

@@ -107,6 +107,29 @@ impl Registry {
     }
 }
 
+/// What the topic says, for those who look around in it.
+impl Registry {
+    /// Every subject.
+    ///
+    /// # Errors
+    /// The topic cannot be read.
+    pub async fn subjects(&self) -> Result<Vec<String>, Error> {
+        let mut inner = self.inner.lock().await;
+        inner.catch_up().await?;
+        Ok(inner.state.subjects())
+    }
+
+    /// The versions of `subject` and their ids, oldest first; none for a subject that is not there.
+    ///
+    /// # Errors
+    /// The topic cannot be read.
+    pub async fn versions(&self, subject: &str) -> Result<Vec<(u32, SchemaId)>, Error> {
+        let mut inner = self.inner.lock().await;
+        inner.catch_up().await?;
+        Ok(inner.state.versions(subject))
+    }
+}
+
 impl Inner {
     /// Reads the topic to the end it has now.
     async fn catch_up(&mut self) -> Result<(), Error> {

@@ -46,6 +46,18 @@ impl State {
         self.texts.get(&id).cloned()
     }
 
+    /// Every subject that has a version.
+    pub(crate) fn subjects(&self) -> Vec<String> {
+        let live = self.subjects.iter().filter(|(_, versions)| !versions.is_empty());
+        live.map(|(subject, _)| subject.clone()).collect()
+    }
+
+    /// The versions of `subject` and their ids, oldest first.
+    pub(crate) fn versions(&self, subject: &str) -> Vec<(u32, SchemaId)> {
+        let versions = self.subjects.get(subject).into_iter().flatten();
+        versions.map(|(version, id)| (*version, *id)).collect()
+    }
+
     /// The id under which `subject` has exactly this text.
     pub(crate) fn registered(&self, subject: &str, text: &str) -> Option<SchemaId> {
         self.subjects
