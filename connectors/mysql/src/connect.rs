@@ -75,6 +75,32 @@ impl Endpoint {
         &self.opts
     }
 
+    /// Why the server refused a session, if a person must see to it.
+    pub(crate) fn refusal(&self, error: &mysql_async::Error) -> Option<Problem> {
+        let mysql_async::Error::Server(said) = error else { return None };
+        let remedy = match said.code {
+            // ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR.
+            1045 | 1698 => {
+                "correct user and password in `url`, or set it: ALTER USER … IDENTIFIED BY '…'"
+                    .to_owned()
+            }
+            // ER_DBACCESS_DENIED_ERROR, ER_BAD_DB_ERROR. Without a privilege both are possible.
+            1044 | 1049 => {
+                let database = quote_name(self.database().unwrap_or_default());
+                let user = quote_text(self.opts.user().unwrap_or_default());
+                format!(
+                    "correct the database in `url`, or CREATE DATABASE {database}, or GRANT ALL \
+                     ON {database}.* TO {user}"
+                )
+            }
+            // ER_HOST_NOT_PRIVILEGED.
+            1130 => "create the account for the host that Tailwater runs on".to_owned(),
+            _ => return None,
+        };
+        let what = format!("{self} refuses the session: {}", said.message);
+        Some(Problem::new(what, remedy))
+    }
+
     /// Opens a session under the contract.
     pub(crate) async fn connect(&self) -> Result<Conn, mysql_async::Error> {
         Conn::new(self.opts.clone()).await

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
+use tailwater_capture::SourceError;
 use tailwater_change::{Problem, TableId};
 
 use super::MysqlSource;
 use super::session::Session;
 use crate::catalog::{self, CatalogTable};
+use crate::connect::{quote_name, quote_text};
 
 /// Engines whose changes are in transactions.
 const TRANSACTIONAL: &[&str] = &["InnoDB", "RocksDB", "TokuDB", "ndbcluster"];
@@ -15,6 +17,7 @@ const TRANSACTIONAL: &[&str] = &["InnoDB", "RocksDB", "TokuDB", "ndbcluster"];
 pub(crate) async fn check(source: &MysqlSource) -> Vec<Problem> {
     let mut session = match Session::open(&source.endpoint).await {
         Ok(session) => session,
+        Err(SourceError::Refused(problem)) => return vec![problem],
         Err(error) => {
             let cause = std::error::Error::source(&error).map(ToString::to_string);
             return vec![Problem::new(
@@ -26,9 +29,19 @@ pub(crate) async fn check(source: &MysqlSource) -> Vec<Problem> {
     let mut problems = Vec::new();
     version(&session, &mut problems);
     settings(&mut session, &mut problems).await;
-    privileges(source, &mut session, &mut problems).await;
-    tables(source, &mut session, &mut problems).await;
+    let account = account(source, &mut session).await;
+    privileges(&account, &mut session, &mut problems).await;
+    tables(source, &account, &mut session, &mut problems).await;
     problems
+}
+
+/// The account as a GRANT names it: with the host for which the server let us in.
+async fn account(source: &MysqlSource, session: &mut Session) -> String {
+    let known = session.value("SELECT CURRENT_USER()").await.ok().flatten();
+    match known.as_deref().and_then(|account| account.rsplit_once('@')) {
+        Some((user, host)) => format!("{}@{}", quote_text(user), quote_text(host)),
+        None => source.account(),
+    }
 }
 
 fn version(session: &Session, problems: &mut Vec<Problem>) {
@@ -96,7 +109,7 @@ async fn settings(session: &mut Session, problems: &mut Vec<Problem>) {
     }
 }
 
-async fn privileges(source: &MysqlSource, session: &mut Session, problems: &mut Vec<Problem>) {
+async fn privileges(account: &str, session: &mut Session, problems: &mut Vec<Problem>) {
     let Ok(rows) = session.rows("SHOW GRANTS").await else { return };
     let grants: Vec<String> = rows.into_iter().flatten().flatten().collect();
     let global: BTreeSet<String> = grants
@@ -111,7 +124,6 @@ async fn privileges(source: &MysqlSource, session: &mut Session, problems: &mut 
     let has = |names: &[&str]| {
         global.contains("ALL PRIVILEGES") || names.iter().any(|name| global.contains(*name))
     };
-    let account = source.account();
     let mut missing = Vec::new();
     if !has(&["REPLICATION SLAVE", "REPLICATION REPLICA", "SUPER"]) {
         missing.push("REPLICATION SLAVE");
@@ -149,14 +161,19 @@ async fn privileges(source: &MysqlSource, session: &mut Session, problems: &mut 
     }
 }
 
-async fn tables(source: &MysqlSource, session: &mut Session, problems: &mut Vec<Problem>) {
+async fn tables(
+    source: &MysqlSource,
+    account: &str,
+    session: &mut Session,
+    problems: &mut Vec<Problem>,
+) {
     let wanted = |table: &TableId| source.filter.captures(table);
     let tables = match catalog::tables(&mut session.conn, session.server, wanted).await {
         Ok(tables) => tables,
         Err(error) => {
             problems.push(Problem::new(
                 format!("the catalog cannot be read: {error}"),
-                format!("GRANT SELECT ON the captured databases TO {};", source.account()),
+                format!("GRANT SELECT ON the captured databases TO {account};"),
             ));
             return;
         }
@@ -166,9 +183,9 @@ async fn tables(source: &MysqlSource, session: &mut Session, problems: &mut Vec<
         problems.push(Problem::new(
             format!("no table matches {pattern}"),
             format!(
-                "correct the pattern, or GRANT SELECT ON the database TO {} (tables without it are \
+                "correct the pattern, or GRANT SELECT ON {}.* TO {account} (tables without it are \
                  not seen)",
-                source.account()
+                database_of(&pattern)
             ),
         ));
     }
@@ -179,13 +196,18 @@ async fn tables(source: &MysqlSource, session: &mut Session, problems: &mut Vec<
             problems.push(Problem::new(
                 format!("table {} cannot be read: {error}", table.table),
                 format!(
-                    "GRANT SELECT ON {} TO {};",
+                    "GRANT SELECT ON {} TO {account};",
                     crate::connect::quote_table(&table.table),
-                    source.account()
                 ),
             ));
         }
     }
+}
+
+/// The database of a pattern as an SQL identifier; a pattern over databases stays what it is.
+fn database_of(pattern: &str) -> String {
+    let database = pattern.split('.').next().unwrap_or(pattern);
+    if database.contains('*') { "the databases".to_owned() } else { quote_name(database) }
 }
 
 fn of_table(source: &MysqlSource, session: &Session, table: &CatalogTable) -> Vec<Problem> {

@@ -45,7 +45,10 @@ impl End {
 
 impl Session {
     pub(crate) async fn open(endpoint: &Endpoint) -> Result<Self, SourceError> {
-        let failed = |error| SourceError::unavailable(format!("connect to {endpoint}"), error);
+        let failed = |error| match endpoint.refusal(&error) {
+            Some(problem) => SourceError::Refused(problem),
+            None => SourceError::unavailable(format!("connect to {endpoint}"), error),
+        };
         let mut conn = endpoint.connect().await.map_err(failed)?;
         let server = Server::of(&mut conn).await.map_err(failed)?;
         Ok(Self { conn, server })

@@ -65,6 +65,11 @@ impl Failure {
         Self { error }
     }
 
+    /// The driver's error, as it is.
+    pub(super) fn error(&self) -> &Error {
+        &self.error
+    }
+
     /// The server's error, if it is one about the statement or its data: the transaction goes on.
     pub(super) fn data(&self) -> Option<&ServerError> {
         match &self.error {

@@ -72,9 +72,12 @@ struct Connector {
 
 impl Connector {
     async fn open(&self) -> Result<Session, TargetError> {
-        Session::open(&self.endpoint)
-            .await
-            .map_err(|failure| failure.into_target(&format!("connect to {}", self.endpoint)))
+        Session::open(&self.endpoint).await.map_err(|failure| {
+            match self.endpoint.refusal(failure.error()) {
+                Some(problem) => TargetError::Refused(problem),
+                None => failure.into_target(&format!("connect to {}", self.endpoint)),
+            }
+        })
     }
 }
 
