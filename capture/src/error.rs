@@ -115,7 +115,11 @@ pub enum Error {
     #[error("the connector sent {0}")]
     Contract(&'static str),
     /// A captured table changed.
-    #[error("{table} changed its definition: {description}")]
+    #[error(
+        "{table} changed its definition: {description}; make the same change on the targets, then \
+         take a new snapshot: give the source another name in the configuration, and its pipelines \
+         on_existing = \"replace\""
+    )]
     SchemaChange {
         /// The table.
         table: tailwater_change::TableId,

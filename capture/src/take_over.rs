@@ -17,6 +17,11 @@ use crate::error::{Error, log};
 use crate::state::{OPEN_KEY, Phase, STATE_KEY, State};
 use crate::tail::{Tail, TailScan};
 
+/// How long the log may not take a batch before the source is shown as `retrying` and says why: a
+/// person who looks at a log that is away or full learns of it while he looks. Taking over again
+/// costs less than a second.
+const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+
 /// The writer that counts, and where it goes on.
 #[derive(Debug)]
 pub(crate) struct TakenOver {
@@ -56,6 +61,7 @@ pub(crate) async fn take_over(
     let producer_config = ProducerConfig {
         transactional_id: Some(config.transactional_id()),
         in_flight_bytes: config.in_flight_bytes,
+        delivery_timeout: DELIVERY_TIMEOUT,
         ..ProducerConfig::default()
     };
     let mut producer = client.producer(producer_config).await.map_err(log("take over the log"))?;
