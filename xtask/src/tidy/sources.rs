@@ -55,7 +55,9 @@ const AMBIENT_REASON: &str =
     "invariant 5: only `daemon` reads files and environment, and the log its own data folder";
 
 pub(super) fn check(files: &[File]) -> Vec<Violation> {
-    let mut violations: Vec<Violation> = files.iter().flat_map(check_file).collect();
+    let tests = test_modules(files);
+    let mut violations: Vec<Violation> =
+        files.iter().flat_map(|file| check_file(file, &tests)).collect();
     // A folder that was renamed must not slip from under its rule.
     for (path, ..) in FORBIDDEN {
         if !files.iter().any(|file| file.path.starts_with(path)) {
@@ -70,7 +72,28 @@ pub(super) fn check(files: &[File]) -> Vec<Violation> {
     violations
 }
 
-fn check_file(file: &File) -> Vec<Violation> {
+/// Paths, without `.rs`, of the modules that are only there for tests: `#[cfg(test)] mod name;`.
+fn test_modules(files: &[File]) -> Vec<String> {
+    let mut modules = Vec::new();
+    for file in files {
+        let path = file.path.trim_end_matches(".rs");
+        // A module's children lie beside `mod.rs`, or in a folder of the module's name.
+        let folder = match path.rsplit_once('/') {
+            Some((folder, "mod" | "lib" | "main")) => folder,
+            _ => path,
+        };
+        let lines: Vec<&str> = file.text.lines().map(str::trim).collect();
+        for pair in lines.windows(2) {
+            let name = pair[1].strip_suffix(';').and_then(|line| line.rsplit_once("mod "));
+            if let ("#[cfg(test)]", Some((_, name))) = (pair[0], name) {
+                modules.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    modules
+}
+
+fn check_file(file: &File, tests: &[String]) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut add = |message: String| violations.push(Violation::new(&file.path, message));
     let lines = file.text.lines().count();
@@ -84,6 +107,11 @@ fn check_file(file: &File) -> Vec<Violation> {
         if let Some(mark) = UNFINISHED.iter().find(|mark| line.contains(*mark)) {
             add(format!("line {number} has `{mark}`: finish it or say what is missing elsewhere"));
         }
+    }
+    let module = file.path.trim_end_matches(".rs");
+    let below = |test: &String| module == test || module.starts_with(&format!("{test}/"));
+    if tests.iter().any(below) {
+        return violations;
     }
     for (number, line, word, why) in forbidden_words(file) {
         add(format!("line {number} has `{word}`: {why}: {}", line.trim()));
@@ -140,6 +168,19 @@ mod tests {
     #[test]
     fn a_short_file_with_a_header_passes() {
         assert!(violations("change/src/lib.rs", "//! Why.\npub struct Change;\n").is_empty());
+    }
+
+    #[test]
+    fn a_module_that_is_only_there_for_tests_may_read_files() {
+        let file = |path: &str, text: &str| File { path: path.into(), text: text.into() };
+        let check_with = |declaration: &str| {
+            let parent =
+                file("change/src/place.rs", &format!("//! Why.\n{declaration}\nmod golden;\n"));
+            let tests = test_modules(&[parent]);
+            check_file(&file("change/src/place/golden.rs", "//! Why.\nuse std::fs;\n"), &tests)
+        };
+        assert!(check_with("#[cfg(test)]").is_empty());
+        assert!(!check_with("").is_empty());
     }
 
     #[test]
