@@ -1,11 +1,17 @@
 //! The whole program between real databases.
 
 #[cfg(test)]
+mod checks;
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod foreign;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
 mod large;
+#[cfg(test)]
+mod operator;
 #[cfg(test)]
 mod pairs;
 #[cfg(test)]
