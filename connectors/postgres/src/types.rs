@@ -251,6 +251,13 @@ impl Scratch {
         Ok(())
     }
 
+    /// Gives back the room of a large row, whose values are no longer looked at.
+    pub(crate) fn give_back(&mut self) {
+        if self.bytes.capacity() > KEPT_SCRATCH_BYTES {
+            self.bytes = Vec::new();
+        }
+    }
+
     fn unhex_all(
         &mut self,
         schema: &TableSchema,
@@ -258,9 +265,6 @@ impl Scratch {
         cells: &[Cell<'_>],
     ) -> Result<(), BadColumn> {
         self.bytes.clear();
-        if self.bytes.capacity() > KEPT_SCRATCH_BYTES {
-            self.bytes = Vec::new();
-        }
         for (&index, cell) in map.iter().zip(cells) {
             let column = schema.columns.get(index);
             let is_bytes = column.is_some_and(|column| matches!(column.kind, Kind::Bytes { .. }));

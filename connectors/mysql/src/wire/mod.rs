@@ -27,6 +27,9 @@ const FRAME_BYTES: usize = 0xFF_FFFF;
 /// What one read asks for: large enough that a busy stream costs few system calls.
 const READ_BYTES: usize = 256 << 10;
 
+/// A frame above this does not leave its room behind: one large row must not hold its size.
+const KEPT_BYTES: usize = 1 << 20;
+
 const COM_QUERY: u8 = 0x03;
 
 /// Why a connection ended.
@@ -153,12 +156,18 @@ impl Wire {
             self.sequence = sequence.wrapping_add(1);
             drop(self.buffer.split_to(4));
             let frame = self.buffer.split_to(length);
+            if length > KEPT_BYTES {
+                // The room of a large frame goes with it.
+                let mut fresh = BytesMut::with_capacity(self.buffer.len().max(READ_BYTES));
+                fresh.extend_from_slice(&self.buffer);
+                self.buffer = fresh;
+            }
             if length < FRAME_BYTES && self.joined.is_empty() {
                 return Ok(Some(frame.freeze()));
             }
             self.joined.extend_from_slice(&frame);
             if length < FRAME_BYTES {
-                return Ok(Some(self.joined.split().freeze()));
+                return Ok(Some(std::mem::take(&mut self.joined).freeze()));
             }
         }
     }

@@ -4,6 +4,7 @@
 //! the same decoder reads both: a snapshot's row and the stream's are byte-identical.
 //! <https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.2>
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tailwater_capture::{Changes, SourceError, TableSlot};
@@ -14,6 +15,9 @@ use crate::source::decoder::bad_column;
 use crate::source::state::KnownTable;
 use crate::types::{Cell, Scratch, recycle, recycle_cells};
 
+/// Room for unescaped text above this is given back: one large row must not hold its size.
+const KEPT_TEXT_BYTES: usize = 1 << 20;
+
 /// Decodes the rows of one table.
 #[derive(Debug)]
 pub(crate) struct CopyDecoder {
@@ -21,7 +25,7 @@ pub(crate) struct CopyDecoder {
     schema: Arc<TableSchema>,
     map: Vec<usize>,
     text: Vec<u8>,
-    ends: Vec<Option<usize>>,
+    found: Vec<Field>,
     cells: Vec<Cell<'static>>,
     values: Vec<tailwater_change::Value<'static>>,
     scratch: Scratch,
@@ -35,7 +39,7 @@ impl CopyDecoder {
             schema: Arc::new(table.schema.clone()),
             map: table.flowing(),
             text: Vec::new(),
-            ends: Vec::new(),
+            found: Vec::new(),
             cells: Vec::new(),
             values: Vec::new(),
             scratch: Scratch::default(),
@@ -83,7 +87,7 @@ impl CopyDecoder {
         let mut cells = recycle_cells(std::mem::take(&mut self.cells));
         let mut values = recycle(std::mem::take(&mut self.values));
         if !self.map.is_empty() {
-            split(line, &mut self.text, &mut self.ends, &mut cells)
+            split(line, &mut self.text, &mut self.found, &mut cells)
                 .ok_or_else(|| wrong("an unknown escape"))?;
         }
         if cells.len() != self.map.len() {
@@ -95,15 +99,29 @@ impl CopyDecoder {
         out.row(self.slot, &self.schema, Operation::Read, ordinal, None, Some(&values));
         self.cells = recycle_cells(cells);
         self.values = recycle(values);
+        self.scratch.give_back();
+        if self.text.capacity() > KEPT_TEXT_BYTES {
+            self.text = Vec::new();
+        }
         Ok(())
     }
 }
 
-/// Cuts a line into cells; those of a line with escapes lie in `text`, the others in the line.
+/// Where a field's bytes are.
+#[derive(Debug, Clone)]
+enum Field {
+    Null,
+    /// In the line.
+    Whole(Range<usize>),
+    /// Among the unescaped, up to here.
+    Unescaped(usize),
+}
+
+/// Cuts a line into cells; only fields with escapes are copied, to `text`.
 fn split<'a>(
     line: &'a [u8],
     text: &'a mut Vec<u8>,
-    ends: &mut Vec<Option<usize>>,
+    found: &mut Vec<Field>,
     cells: &mut Vec<Cell<'a>>,
 ) -> Option<()> {
     let fields = line.split(|&byte| byte == b'\t');
@@ -112,21 +130,31 @@ fn split<'a>(
         return Some(());
     }
     text.clear();
-    ends.clear();
+    found.clear();
+    let mut start = 0;
     for field in fields {
-        if field == b"\\N" {
-            ends.push(None);
-        } else {
-            unescape(field, text)?;
-            ends.push(Some(text.len()));
-        }
+        let end = start + field.len();
+        found.push(match field {
+            b"\\N" => Field::Null,
+            // So begins a bytea, and nothing else in it is escaped.
+            [b'\\', b'\\', rest @ ..] if memchr::memchr(b'\\', rest).is_none() => {
+                Field::Whole(start + 1..end)
+            }
+            field if memchr::memchr(b'\\', field).is_none() => Field::Whole(start..end),
+            field => {
+                unescape(field, text)?;
+                Field::Unescaped(text.len())
+            }
+        });
+        start = end + 1;
     }
     let mut rest = text.as_slice();
     let mut taken = 0;
-    for end in ends {
-        cells.push(match end {
-            None => Cell::Null,
-            Some(end) => {
+    for field in found {
+        cells.push(match field {
+            Field::Null => Cell::Null,
+            Field::Whole(range) => Cell::Text(&line[range.clone()]),
+            Field::Unescaped(end) => {
                 let (own, after) = rest.split_at(*end - taken);
                 (rest, taken) = (after, *end);
                 Cell::Text(own)
@@ -162,8 +190,8 @@ mod tests {
     use super::*;
 
     fn cells(line: &[u8]) -> Option<Vec<Option<String>>> {
-        let (mut text, mut ends, mut cells) = (Vec::new(), Vec::new(), Vec::new());
-        split(line, &mut text, &mut ends, &mut cells)?;
+        let (mut text, mut found, mut cells) = (Vec::new(), Vec::new(), Vec::new());
+        split(line, &mut text, &mut found, &mut cells)?;
         let print = |cell: &Cell<'_>| match cell {
             Cell::Text(text) => Some(String::from_utf8_lossy(text).into_owned()),
             Cell::Null | Cell::Unsent => None,

@@ -314,6 +314,8 @@ impl Decoder {
         room.key = recycle_cells(key);
         room.old_values = recycle(old_values);
         room.new_values = recycle(new_values);
+        room.old_scratch.give_back();
+        room.new_scratch.give_back();
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::tls::Socket;
 /// What a read asks the kernel for: large enough that a busy stream needs few system calls.
 const READ_BYTES: usize = 128 << 10;
 
-/// A buffer above this is given back when it is empty: one large row must not hold its size.
+/// A buffer above this is given back with what it held: one large row must not hold its size.
 const KEPT_BYTES: usize = 1 << 20;
 
 /// What a session is for.
@@ -289,8 +289,11 @@ impl Connection {
     /// Forgets the first `length` bytes of the input.
     pub(crate) fn consume(&mut self, length: usize) {
         self.input.advance(length);
-        if self.input.is_empty() && self.input.capacity() > KEPT_BYTES {
-            self.input = BytesMut::with_capacity(READ_BYTES);
+        if length > KEPT_BYTES || (self.input.is_empty() && self.input.capacity() > KEPT_BYTES) {
+            // What was consumed still takes its room, in front of what `capacity` tells of.
+            let mut fresh = BytesMut::with_capacity(self.input.len().max(READ_BYTES));
+            fresh.extend_from_slice(&self.input);
+            self.input = fresh;
         }
     }
 
