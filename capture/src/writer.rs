@@ -272,6 +272,10 @@ impl Writer {
             pending.key.extend_from_slice(changes.image(&row.key));
         }
         self.rows += 1;
+        if self.pending.value.len() > self.chunk_bytes {
+            // Held back it would be in memory beside the next one: it gets an end marker instead.
+            self.flush_pending().await?;
+        }
         Ok(())
     }
 
