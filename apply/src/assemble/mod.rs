@@ -74,7 +74,11 @@ pub struct Assembler {
     writer: Option<Writer>,
     /// Everything up to here was given away whole, or applied before.
     passed: Place,
-    met_passed: bool,
+    /// What was applied at the beginning.
+    applied: Place,
+    /// The last place met that was passed already.
+    met_passed: Option<Place>,
+    met_applied: bool,
     open: Option<Open>,
     next_offset: Offset,
 }
@@ -113,7 +117,9 @@ impl Assembler {
             joining_from: next_offset,
             writer: resume.writer,
             passed: resume.applied,
-            met_passed: false,
+            applied: resume.applied,
+            met_passed: None,
+            met_applied: false,
             open: resume.snapshot.map(|place| Open::snapshot(place, next_offset)),
             next_offset,
         }
@@ -147,10 +153,22 @@ impl Assembler {
         self.open.as_ref().map(Open::place)
     }
 
-    /// Whether a record at or below [`Resume::applied`] or what was given since has been met: the
-    /// log goes on from there without a gap.
+    /// Whether a record at or below [`Resume::applied`] or what was given since has been met. It
+    /// does not show that this is the log in which that was read: see
+    /// [`has_met_applied`](Self::has_met_applied).
     pub fn has_met_passed(&self) -> bool {
+        self.met_passed.is_some()
+    }
+
+    /// The last place met of those that [`has_met_passed`](Self::has_met_passed) speaks of.
+    pub fn last_met(&self) -> Option<Place> {
         self.met_passed
+    }
+
+    /// Whether a record of the very transaction in which [`Resume::applied`] lies has been met:
+    /// the log goes on from there without a gap.
+    pub fn has_met_applied(&self) -> bool {
+        self.met_applied
     }
 
     /// The next item; `None`: more batches are needed.
@@ -455,7 +473,10 @@ impl Assembler {
 
     fn has_passed(&mut self, place: Place) -> bool {
         let passed = place <= self.passed;
-        self.met_passed |= passed;
+        if passed {
+            self.met_passed = Some(place);
+            self.met_applied |= place.same_transaction(&self.applied);
+        }
         passed
     }
 

@@ -60,6 +60,17 @@ pub enum Error {
         /// What the log has.
         found: Place,
     },
+    /// Another log than the one that was read before has only what is older.
+    #[error(
+        "this is not the log that was read before: it ends at {last}, and {applied}, up to which \
+         all is applied, is not in it"
+    )]
+    NotInLog {
+        /// What is applied.
+        applied: Place,
+        /// The last place the log has.
+        last: Place,
+    },
     /// A record cannot be read.
     #[error("log")]
     Assemble(#[from] AssembleError),
@@ -123,6 +134,7 @@ impl Error {
             | Self::Partitions { .. }
             | Self::OffsetOutOfRange { .. }
             | Self::Gap { .. }
+            | Self::NotInLog { .. }
             | Self::Assemble(_)
             | Self::SchemaText { .. }
             | Self::SchemaChange { .. }
@@ -165,6 +177,12 @@ impl Error {
             }
             Self::OffsetOutOfRange { .. } | Self::Gap { .. } | Self::SnapshotGivenUp(_) => {
                 "`tailwater resync` this source: a new snapshot makes the target whole".into()
+            }
+            Self::NotInLog { .. } => {
+                "restore the log and `tailwater resume`; or, if it is lost, `tailwater detach` the \
+                 pipeline, empty its tables on the target (or set on_existing = \"replace\") and \
+                 start it again: it loads anew from this log"
+                    .into()
             }
             Self::Assemble(_) | Self::SchemaText { .. } => {
                 "the topic holds what capture did not write, or is damaged: restore it, or \

@@ -76,7 +76,9 @@ pub(super) enum Flow {
 enum Continuity {
     /// Read by offset from the same log, or shown.
     Certain,
-    /// The log must have something that is applied already, or begin a snapshot.
+    /// The log must have the transaction up to which all is applied, or begin a snapshot beyond
+    /// it. Older ones show nothing: a log that began anew, of a source whose positions went back,
+    /// has such places too, and all of it would be taken for applied.
     ByPlace,
 }
 
@@ -171,6 +173,7 @@ impl<'a> Session<'a> {
         loop {
             match self.assembler.next_item() {
                 Ok(Some(item)) => {
+                    self.look_for_place();
                     if self.take(item).await? == Flow::Restart {
                         return Ok(Ending::Restart);
                     }
@@ -178,7 +181,7 @@ impl<'a> Session<'a> {
                         continue;
                     }
                 }
-                Ok(None) => {}
+                Ok(None) => self.look_for_place(),
                 Err(error) => {
                     // What stands before it is whole.
                     self.flush().await?;
@@ -257,8 +260,9 @@ impl<'a> Session<'a> {
         if busy || !matches!(event, Event::Nothing) {
             return Ok(event);
         }
-        self.show_caught_up();
         loop {
+            self.check_place_was_found()?;
+            self.show_caught_up();
             return Ok(tokio::select! {
                 biased;
                 () = shutdown.cancelled() => Event::Shutdown,
@@ -312,6 +316,11 @@ impl<'a> Session<'a> {
             Item::TableEnd { mark, .. } => self.end_table(mark),
             Item::SnapshotEnd(mark) => self.end_snapshot(mark).await?,
             Item::SchemaChange { table, description, place, offset } => {
+                if self.continuity == Continuity::ByPlace && place == self.progress.place {
+                    // It stands before what is applied, if that is in this log at all.
+                    return Ok(Flow::On);
+                }
+                self.check_follows(place)?;
                 if self.context.trial.skips.contains(&Skip::SchemaChange(place, offset)) {
                     tracing::warn!(%place, %table, "schema change skipped on command");
                     self.context.metrics.note_skip();
@@ -371,12 +380,30 @@ impl<'a> Session<'a> {
             return Err(Error::SnapshotGivenUp(snapshot));
         }
         if self.continuity == Continuity::ByPlace {
-            if !self.assembler.has_met_passed() {
-                return Err(Error::Gap { applied: self.progress.place, found: place });
-            }
-            self.continuity = Continuity::Certain;
+            return Err(Error::Gap { applied: self.progress.place, found: place });
         }
         Ok(())
+    }
+
+    /// In a log that is read for the first time: whether what is applied has been met.
+    fn look_for_place(&mut self) {
+        if self.continuity == Continuity::ByPlace && self.assembler.has_met_applied() {
+            tracing::info!(place = %self.progress.place, "found in this log: going on from there");
+            self.continuity = Continuity::Certain;
+            self.show();
+        }
+    }
+
+    /// At the log's end. A log that names no place yet may still begin a snapshot, or be on its
+    /// way here.
+    fn check_place_was_found(&self) -> Result<(), Error> {
+        if self.continuity == Continuity::Certain || !self.reader.is_at_end() {
+            return Ok(());
+        }
+        match self.assembler.last_met() {
+            Some(last) => Err(Error::NotInLog { applied: self.progress.place, last }),
+            None => Ok(()),
+        }
     }
 
     /// Commits the open transaction with the progress `mark`.
@@ -432,6 +459,7 @@ impl<'a> Session<'a> {
     pub(super) fn show(&self) {
         let untouched = self.progress.place == Place::default();
         let state = match self.state.snapshot {
+            _ if self.continuity == Continuity::ByPlace => State::Starting,
             Some(_) => State::Snapshot,
             None if self.state.given_up.is_some() => State::Snapshot,
             None if untouched && !self.state.streaming => State::Starting,
@@ -449,7 +477,9 @@ impl<'a> Session<'a> {
     }
 
     fn show_caught_up(&self) {
-        let caught_up = self.reader.is_at_end() && self.assembler.unfinished().is_none();
+        let caught_up = self.continuity == Continuity::Certain
+            && self.reader.is_at_end()
+            && self.assembler.unfinished().is_none();
         self.context.status.send_if_modified(|status| {
             std::mem::replace(&mut status.caught_up, caught_up) != caught_up
         });

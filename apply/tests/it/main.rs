@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
+mod another_log;
 mod assembling;
 mod commanding;
 mod exactly_once;

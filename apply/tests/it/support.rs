@@ -235,7 +235,11 @@ impl LogWriter {
 
     /// A snapshot's row.
     pub(crate) fn read(&mut self, commit: u64, ordinal: u64) -> &mut Self {
-        let value = insert_value(Operation::Read, Epoch::FIRST, commit, ordinal, false);
+        self.read_in(Epoch::FIRST, commit, ordinal)
+    }
+
+    pub(crate) fn read_in(&mut self, epoch: Epoch, commit: u64, ordinal: u64) -> &mut Self {
+        let value = insert_value(Operation::Read, epoch, commit, ordinal, false);
         self.value(&value)
     }
 
