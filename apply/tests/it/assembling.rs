@@ -175,6 +175,20 @@ fn a_large_transaction_comes_in_bounded_parts() {
     );
 }
 
+/// The planted bug of the test above: it is the bound that makes parts.
+#[test]
+fn without_a_bound_a_large_transaction_comes_in_one_part() {
+    let mut log = LogWriter::new();
+    for ordinal in 0..5 {
+        log.insert(16, ordinal, ordinal == 4);
+    }
+    let bounds = PartBounds { rows: usize::MAX, bytes: usize::MAX, ..BOUNDS };
+    assert_eq!(
+        resumed(&mut log, Resume::default(), bounds),
+        "transaction [0 1 2 3 4] 1@0/10#end next 5\n"
+    );
+}
+
 #[test]
 fn a_superseded_writer_does_not_count() {
     let mut log = LogWriter::new();

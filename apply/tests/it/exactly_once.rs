@@ -11,7 +11,9 @@ use tailwater_apply::State;
 use tailwater_change::{
     Chunks, Commit, Control, Epoch, Operation, Ordinal, Place, SchemaId, TableSchema,
 };
-use tailwater_memory::{Cell, Definition, Fault, Op, Script, ScriptedChange, ScriptedTransaction};
+use tailwater_memory::{
+    Cell, Definition, Fault, Op, Planted, Script, ScriptedChange, ScriptedTransaction,
+};
 
 use crate::rig::{Rig, Running};
 use crate::support::{LogWriter, change_value, keyless, row, schema};
@@ -39,6 +41,10 @@ fn sorted(mut rows: Rows) -> Rows {
 impl History {
     /// A history of `transactions`, in a log in which all sorts of accidents happened.
     fn new(seed: u64, transactions: usize) -> Self {
+        Self::with(seed, transactions, None)
+    }
+
+    fn with(seed: u64, transactions: usize, planted: Option<Wrong>) -> Self {
         let mut rng = SmallRng::seed_from_u64(seed);
         let schemas = schemas();
         let rig = Rig::new(&schemas);
@@ -53,13 +59,22 @@ impl History {
         rig.database.record_history();
         let mut script = Script::new(schemas.clone());
         let mut writer = Writer::new(schemas.clone());
+        writer.planted = planted;
+        let mut held_back = None;
         let mut states = BTreeMap::new();
         states.insert(Place::default(), vec![Vec::new(); schemas.len()]);
         let mut last = Place::default();
         for _ in 0..transactions {
             script.random_transaction(&mut rng, 12);
             let transaction = script.log().last().unwrap().clone();
+            if planted == Some(Wrong::Order) && held_back.is_none() {
+                held_back = Some(transaction);
+                continue;
+            }
             last = writer.transaction(&mut rng, &transaction);
+            if let Some(earlier) = held_back.take() {
+                writer.transaction(&mut rng, &earlier);
+            }
             let rows = (0..schemas.len()).map(|table| sorted(script.rows(table))).collect();
             states.insert(last, rows);
         }
@@ -86,8 +101,18 @@ impl History {
     }
 }
 
+/// What a capture may do wrong, planted to show that [`History::assert_whole`] sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    /// It writes a transaction after a later one.
+    Order,
+    /// It takes over without an open marker: who was superseded still counts.
+    SilentTakeOver,
+}
+
 /// Writes transactions as capture does on its bad days.
 struct Writer {
+    planted: Option<Wrong>,
     log: LogWriter,
     schemas: Vec<Arc<TableSchema>>,
     epoch: Epoch,
@@ -99,7 +124,7 @@ impl Writer {
     fn new(schemas: Vec<Arc<TableSchema>>) -> Self {
         let mut log = LogWriter::new();
         log.open(1);
-        Self { log, schemas, epoch: Epoch::FIRST, producer: (7, 0), attempt: 0 }
+        Self { planted: None, log, schemas, epoch: Epoch::FIRST, producer: (7, 0), attempt: 0 }
     }
 
     fn transaction(&mut self, rng: &mut SmallRng, transaction: &ScriptedTransaction) -> Place {
@@ -193,7 +218,10 @@ impl Writer {
         } else {
             (self.producer.0 + 1, 0)
         };
-        self.log.producer(self.producer.0, self.producer.1).open(self.epoch.get());
+        self.log.producer(self.producer.0, self.producer.1);
+        if self.planted != Some(Wrong::SilentTakeOver) {
+            self.log.open(self.epoch.get());
+        }
     }
 
     /// Half a transaction that the new primary has never heard of.
@@ -344,7 +372,8 @@ async fn another_log_is_searched_for_the_place() {
     let commits = history.rig.database.commits();
     // A mirror: other offsets, no open markers that name its producer.
     let mut mirror = LogWriter::from(0);
-    mirror.control(&Control::Idle { epoch: Epoch::FIRST, commit: Commit::lsn(1) });
+    let (epoch, commit) = (history.last.epoch, history.last.commit);
+    mirror.control(&Control::Idle { epoch, commit });
     mirror.control(&Control::End {
         epoch: history.last.epoch,
         commit: Commit::lsn(9_999_999),
@@ -389,4 +418,42 @@ async fn a_log_that_forgot_what_comes_next_stops_the_pipeline() {
     let failure = running.state(State::Stopped).await.failure.unwrap();
     assert!(failure.reason.contains("the log begins at offset"), "{failure:?}");
     assert!(failure.remedy.contains("resync"));
+}
+
+/// Whether a run with something planted in it fails: an assertion, or an end that never comes.
+async fn fails(seed: u64, planted: Option<Wrong>, prepare: impl Fn(&Rig)) -> bool {
+    let history = History::with(seed, 12, planted);
+    prepare(&history.rig);
+    let run = tokio::spawn(async move {
+        finish(&history, history.rig.start()).await;
+        history.assert_whole(seed);
+    });
+    run.await.is_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn wrong_captures_and_targets_are_seen() {
+    let lost = |rig: &Rig| rig.database.faults().at(Op::Commit, 1, Fault::LostAfter);
+    let plant = |bug| move |rig: &Rig| rig.database.plant(bug);
+    let mut seen = [0; 4];
+    for seed in 0..10 {
+        assert!(!fails(seed, None, lost).await, "seed {seed}");
+        let aside = |rig: &Rig| {
+            plant(Planted::SavesProgressAside)(rig);
+            // After the first commit nothing of it is in the progress.
+            rig.database.faults().at(Op::Commit, 0, Fault::LostAfter);
+        };
+        let found = [
+            fails(seed, Some(Wrong::Order), |_| {}).await,
+            fails(seed, Some(Wrong::SilentTakeOver), |_| {}).await,
+            fails(seed, None, plant(Planted::CommitsEachStep)).await,
+            fails(seed, None, aside).await,
+        ];
+        for (count, found) in seen.iter_mut().zip(found) {
+            *count += usize::from(found);
+        }
+    }
+    // A seed may have no zombie in it; ten have.
+    assert!(seen.iter().all(|count| *count > 0), "{seen:?}");
+    assert_eq!((seen[0], seen[2]), (10, 10), "{seen:?}");
 }

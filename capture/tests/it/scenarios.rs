@@ -164,6 +164,21 @@ async fn resumes_wherever_the_stream_breaks() {
     }
 }
 
+/// The planted bug of the two tests around it: what they check is not so where a position is
+/// confirmed before the log has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_confirmed_too_early_is_a_loss_that_is_seen() {
+    let transactions = transactions(5);
+    let world = World::new(Script::new(vec![1], transactions.clone())).await;
+    world.script.confirmed_early.store(true, Ordering::SeqCst);
+    world.script.break_after.store(4, Ordering::SeqCst);
+    let running = world.start();
+    running.reaches(transactions.last().unwrap().commit).await;
+    running.stop().await;
+    let read = world.read().await;
+    assert_eq!(read.transactions.len(), transactions.len() - 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_any_moment_it_loses_and_repeats_nothing() {
     let transactions = transactions(40);

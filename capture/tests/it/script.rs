@@ -1,7 +1,7 @@
 //! A source that follows a script: transactions with fixed commits, and failures where the test
 //! wants them.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -36,6 +36,9 @@ pub(crate) struct Script {
     pub(crate) confirmed: Mutex<Vec<u64>>,
     pub(crate) resumes: Mutex<Vec<Option<Resume>>>,
     pub(crate) news: Notify,
+    /// Planted: the source takes for confirmed what it has sent.
+    pub(crate) confirmed_early: AtomicBool,
+    sent: AtomicU64,
 }
 
 /// The snapshot's consistent point.
@@ -120,9 +123,14 @@ impl SourceConnector for Scripted {
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {
         self.0.resumes.lock().unwrap().push(resume.cloned());
+        let mut after =
+            resume.map_or(0, |resume| resume.after.position() - u64::from(resume.again));
+        if self.0.confirmed_early.load(Ordering::SeqCst) {
+            after = after.max(self.0.sent.load(Ordering::SeqCst));
+        }
         Ok(Box::new(ScriptedStream {
             script: Arc::clone(&self.0),
-            after: resume.map_or(0, |resume| resume.after.position() - u64::from(resume.again)),
+            after,
             events: 0,
             ready: Vec::new(),
             bound: false,
@@ -206,6 +214,7 @@ impl ScriptedStream {
         let transactions = self.script.transactions.lock().unwrap();
         let Some(next) = transactions.iter().find(|t| t.commit > self.after) else { return };
         self.after = next.commit;
+        self.script.sent.store(next.commit, Ordering::SeqCst);
         self.ready.push(Piece::Begin(next.commit));
         self.ready.extend((0..).zip(&next.ids).map(|(ordinal, &id)| Piece::Row {
             ordinal,

@@ -8,6 +8,7 @@
 
 mod cell;
 mod faults;
+mod planted;
 mod script;
 mod source;
 mod table;
@@ -18,6 +19,7 @@ pub mod contract;
 
 pub use cell::Cell;
 pub use faults::{Fault, Faults, Op};
+pub use planted::Planted;
 pub use script::{Script, ScriptedChange, ScriptedTransaction};
 pub use source::MemorySource;
 pub use table::{Definition, MemoryTable, UniqueChecks};

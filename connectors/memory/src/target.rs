@@ -14,7 +14,7 @@ use tailwater_apply::{
 use tailwater_change::{DecodeError, Dialect, Operation, Problem, TableId, TableSchema};
 
 use crate::table::Denied;
-use crate::{Cell, Definition, Fault, Faults, MemoryTable, Op, UniqueChecks};
+use crate::{Cell, Definition, Fault, Faults, MemoryTable, Op, Planted, UniqueChecks};
 
 /// A database: shared by its sessions, and by the test that looks into it.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +40,7 @@ struct Inner {
     commits: u64,
     /// What every commit left, while it is recorded.
     history: Option<Vec<Committed>>,
+    planted: Option<Planted>,
 }
 
 /// The database as a commit left it.
@@ -115,6 +116,11 @@ impl MemoryDatabase {
         self.lock().locks.remove(pipeline);
     }
 
+    /// Makes it wrong from now on, for a test that has to notice.
+    pub fn plant(&self, bug: Planted) {
+        self.lock().planted = Some(bug);
+    }
+
     /// What is to fail.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
@@ -129,6 +135,10 @@ impl MemoryDatabase {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.shared.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn has(&self, bug: Planted) -> bool {
+        self.lock().planted == Some(bug)
     }
 
     async fn enter(&self, op: Op) -> Result<Leave<'_>, TargetError> {
@@ -386,9 +396,13 @@ impl Target for MemoryTarget {
                 update_all(self.table(&table.target.name)?, rows).map_err(damaged)?
             }
             Step::Insert { table, rows } => {
-                insert_all(self.table(&table.target.name)?, rows).map_err(damaged)?
+                let planted = database.lock().planted;
+                insert_all(self.table(&table.target.name)?, rows, planted).map_err(damaged)?
             }
         };
+        if database.has(Planted::CommitsEachStep) {
+            self.publish();
+        }
         call.leave().await?;
         Ok(outcome)
     }
@@ -401,6 +415,8 @@ impl Target for MemoryTarget {
         let database = self.database.clone();
         let call = database.enter(Op::Replay).await?;
         let mut repaired = 0;
+        let unasked = database.has(Planted::RepairsUnasked);
+        let policy = if unasked { ConflictPolicy::Repair } else { policy };
         for change in changes {
             let table = self.table(&change.table.target.name)?;
             repaired += u64::from(replay(table, change, policy)?);
@@ -417,9 +433,15 @@ impl Target for MemoryTarget {
         };
         {
             let mut inner = self.database.lock();
+            let forgets = inner.planted == Some(Planted::ForgetsFence);
+            let saves = inner.planted.is_none_or(|bug| bug.saves_progress(inner.commits));
             let kept = inner.progress.get_mut(&progress.pipeline);
             match kept {
-                Some(kept) if kept.fence == progress.fence => kept.clone_from(progress),
+                Some(kept) if kept.fence == progress.fence || forgets => {
+                    if saves {
+                        kept.clone_from(progress);
+                    }
+                }
                 _ => return Err(TargetError::Fenced { ours: progress.fence }),
             }
             for name in transaction.touched {
@@ -446,6 +468,22 @@ impl Target for MemoryTarget {
 impl MemoryTarget {
     fn running(&mut self) -> Result<&mut Transaction, TargetError> {
         self.transaction.as_mut().ok_or_else(|| bug("statement", "no transaction is running"))
+    }
+
+    /// Puts what the transaction has done so far where everybody sees it.
+    fn publish(&self) {
+        let Some(transaction) = &self.transaction else { return };
+        let mut inner = self.database.lock();
+        for name in &transaction.touched {
+            if let Some(table) = transaction.tables.get(name) {
+                inner.tables.insert(name.clone(), Arc::clone(table));
+            }
+        }
+        let Some(progress) = inner.progress.values().next().cloned() else { return };
+        let seen = Committed { progress, tables: inner.tables.clone() };
+        if let Some(history) = &mut inner.history {
+            history.push(seen);
+        }
     }
 
     fn table(&mut self, name: &TableId) -> Result<&mut MemoryTable, TargetError> {
@@ -522,14 +560,22 @@ fn update_all(table: &mut MemoryTable, rows: &[Change]) -> Result<StepOutcome, D
     Ok(StepOutcome::Applied)
 }
 
-fn insert_all(table: &mut MemoryTable, rows: &[Change]) -> Result<StepOutcome, DecodeError> {
+fn insert_all(
+    table: &mut MemoryTable,
+    rows: &[Change],
+    planted: Option<Planted>,
+) -> Result<StepOutcome, DecodeError> {
     for change in rows.iter().rev() {
         let after = change.after.as_deref().unwrap_or_default();
         let cells = table.cells(&change.table.schema, after, &change.unsent)?;
         let Some(row) = MemoryTable::filled(cells, None) else {
             return Ok(refused("a column was not sent"));
         };
-        if table.insert(row).is_err() {
+        let row = match planted {
+            Some(bug) => bug.row(row),
+            None => row,
+        };
+        if table.insert(row).is_err() && planted != Some(Planted::SkipsDuplicates) {
             return Ok(refused("a row is there"));
         }
     }

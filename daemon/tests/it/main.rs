@@ -11,9 +11,15 @@ mod kills;
 #[cfg(test)]
 mod large;
 #[cfg(test)]
+mod losses;
+#[cfg(test)]
 mod operator;
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod pairs;
+#[cfg(test)]
+mod schemas;
 #[cfg(test)]
 mod workload;
 #[cfg(test)]

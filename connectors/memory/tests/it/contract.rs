@@ -6,7 +6,7 @@ use tailwater_change::TableId;
 use tailwater_memory::contract::{Subject, target};
 use tailwater_memory::{Cell, MemoryDatabase};
 
-struct Memory(MemoryDatabase);
+pub(crate) struct Memory(pub(crate) MemoryDatabase);
 
 #[async_trait]
 impl Subject for Memory {

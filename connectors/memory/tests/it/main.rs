@@ -4,3 +4,4 @@
 
 mod contract;
 mod end_to_end;
+mod planted;

@@ -18,6 +18,7 @@ mod create;
 mod failure;
 mod load;
 mod mapping;
+mod page;
 mod progress;
 mod replay;
 mod session;
@@ -37,6 +38,7 @@ use tailwater_apply::{
 use tailwater_change::{Dialect, Problem, TableId, TableSchema};
 
 pub use self::mapping::{Abilities, TargetType, Usage, mapping};
+pub use self::page::{Fit, Mapped, mapped};
 use self::session::{Looked, Session, refused};
 use self::table::{missing_cascades, on};
 use crate::connect::Endpoint;

@@ -33,9 +33,8 @@ impl Subject for Real {
 
     async fn rows(&self, table: &TableId) -> Vec<Vec<Option<String>>> {
         // Hexadecimal: no value can break the client's output into other lines.
-        let select = format!(
-            "SELECT HEX(JSON_ARRAY(CAST(id AS CHAR), CAST(a AS CHAR), b, c)) FROM {table}"
-        );
+        let select =
+            format!("SELECT HEX(JSON_ARRAY(CAST(id AS CHAR), CAST(a AS CHAR), b, c)) FROM {table}");
         let printed = self.server.sql(&self.database, &select).unwrap();
         let lines = printed.lines().map(str::trim).filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(&unhex(line)).unwrap()).collect()
