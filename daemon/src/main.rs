@@ -13,6 +13,7 @@ mod check;
 mod cli;
 mod config;
 mod connectors;
+mod memory;
 mod metrics;
 mod remote;
 mod run;
@@ -44,7 +45,12 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Run(file) => run::run(&file.config),
+        Command::Run(file) => {
+            if let Err(error) = memory::return_large_blocks() {
+                complain(&format!("tailwater: large rows may leave memory in use: {error}"));
+            }
+            run::run(&file.config)
+        }
         Command::Check(file) => check::check(&file.config),
         Command::Status { process, json } => Remote::find(&process)?.status(json),
         Command::Wait { process, pipeline, timeout } => {
