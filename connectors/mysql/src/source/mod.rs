@@ -16,6 +16,7 @@ mod gtids;
 #[cfg(test)]
 mod record;
 mod session;
+mod silence;
 mod snapshot;
 mod state;
 mod stream;

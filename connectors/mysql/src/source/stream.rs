@@ -18,6 +18,7 @@ use super::binlog::{DecodeError, Decoder, Delivered, Tables};
 use super::file::BinlogName;
 use super::gtids::GtidSet;
 use super::session::Session;
+use super::silence::Silence;
 use super::state::State;
 use super::{MysqlSource, catalog};
 use crate::wire::{Wire, WireError, refusal};
@@ -35,6 +36,9 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Silence after which the connection is taken for dead: many heartbeats.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
+/// What connecting, logging in and asking for the binlog may take together.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
 /// How old the state's GTIDs may get. They only serve to notice a server that lost transactions, and
 /// the state holds every schema: it is not written at each commit.
 const STATE_INTERVAL: Duration = Duration::from_secs(10);
@@ -46,6 +50,7 @@ const FATAL_READING: u16 = 1236;
 #[derive(Debug)]
 pub(crate) struct BinlogStream {
     wire: Wire,
+    silence: Silence,
     decoder: Decoder,
     /// Whether a compressed transaction is being decoded.
     more: bool,
@@ -95,6 +100,7 @@ pub(crate) async fn open(
     let decoder = Decoder::new(dialect, state.base.clone(), from, delivered, tables);
     Ok(BinlogStream {
         wire,
+        silence: Silence::new(SILENCE_LIMIT),
         decoder,
         more: false,
         gtids: GtidSet::parse(dialect, &state.gtids),
@@ -162,8 +168,21 @@ async fn locate(
     Ok(at(FIRST_EVENT))
 }
 
-/// Turns a new connection into a dump.
+/// Turns a new connection into a dump, in reasonable time or not at all.
 pub(super) async fn dump(
+    source: &MysqlSource,
+    file: &BinlogName,
+    position: u64,
+) -> Result<Wire, SourceError> {
+    let begun = tokio::time::timeout(CONNECT_LIMIT, begin_dump(source, file, position)).await;
+    begun.unwrap_or_else(|_elapsed| {
+        let limit = CONNECT_LIMIT.as_secs();
+        let silence = format!("the server did not answer within {limit} s");
+        Err(SourceError::unavailable(format!("connect to {}", source.endpoint), silence))
+    })
+}
+
+async fn begin_dump(
     source: &MysqlSource,
     file: &BinlogName,
     position: u64,
@@ -260,9 +279,9 @@ impl Stream for BinlogStream {
             if !out.is_empty() {
                 return Ok(());
             }
-            match tokio::time::timeout(SILENCE_LIMIT, self.wire.fill()).await {
-                Ok(filled) => filled.map_err(broke)?,
-                Err(_elapsed) => {
+            match self.silence.end(self.wire.fill()).await {
+                Some(filled) => filled.map_err(broke)?,
+                None => {
                     let silence = "the server has not even sent heartbeats";
                     return Err(SourceError::unavailable("read the binlog", silence));
                 }

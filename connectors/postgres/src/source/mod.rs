@@ -14,6 +14,7 @@ mod decoder;
 mod golden;
 mod patterns;
 mod pgoutput;
+mod silence;
 mod slot;
 mod snapshot;
 mod state;

@@ -8,6 +8,8 @@
 //! server skips what starts below the position that we flushed, so "everything up to and including
 //! X" is, to the server, X + 1.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tailwater_capture::{Changes, Event, ServerIdentity, SourceError, SourceState, Stream};
 use tailwater_change::Commit;
@@ -15,6 +17,7 @@ use tailwater_change::Commit;
 use crate::connect::{literal, quote};
 use crate::source::decoder::Decoder;
 use crate::source::position_lost;
+use crate::source::silence::{Heard, Silence};
 use crate::source::state::State;
 use crate::source::wire::{Connection, WireError, frame, server_error, unexpected};
 
@@ -26,10 +29,14 @@ const GONE: [&str; 2] = ["42704", "58P01"];
 /// More unsent status than this means that the server does not read: another adds nothing.
 const STATUS_BYTES: usize = 4 << 10;
 
+/// Silence after which the connection is taken for dead: `wal_receiver_timeout` of a replica.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+
 /// A stream of transactions.
 #[derive(Debug)]
 pub(crate) struct PostgresStream {
     connection: Connection,
+    silence: Silence,
     decoder: Decoder,
     server: ServerIdentity,
     state: SourceState,
@@ -68,6 +75,7 @@ impl PostgresStream {
         })?;
         Ok(Self {
             connection,
+            silence: Silence::new(SILENCE_LIMIT),
             decoder,
             server: state.system.identity(),
             state: state.to_source_state()?,
@@ -200,8 +208,16 @@ impl Stream for PostgresStream {
                 return Ok(());
             }
             if self.connection.unsent_bytes() == 0 {
-                let filled = self.connection.fill().await;
-                filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
+                match self.silence.end(self.connection.fill()).await {
+                    Heard::Sign(filled) => {
+                        filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
+                    }
+                    Heard::Ask => self.queue_status(true),
+                    Heard::Nothing => {
+                        let silence = "the server has not answered for a minute";
+                        return Err(SourceError::unavailable(OPERATION, silence));
+                    }
+                }
             }
         }
     }
