@@ -10,6 +10,9 @@ use super::file::BinlogName;
 use super::gtids::GtidSet;
 use crate::connect::{Endpoint, Server, quote_text};
 
+/// `ER_ERROR_WHEN_EXECUTING_COMMAND`: SHOW BINLOG EVENTS found no event where it was to begin.
+const NO_EVENT_THERE: u16 = 1220;
+
 /// A session and what it is connected to.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -117,13 +120,18 @@ impl Session {
         Ok(rows.into_iter().filter_map(read).collect())
     }
 
-    /// Whether an event begins at `position` of a file; `false` also where that cannot be asked.
-    pub(crate) async fn begins_event(&mut self, file: &BinlogName, position: u64) -> bool {
+    /// Whether an event begins at `position` of a file; `None` where that cannot be asked.
+    pub(crate) async fn begins_event(&mut self, file: &BinlogName, position: u64) -> Option<bool> {
         let name = quote_text(&file.to_string());
         let sql = format!("SHOW BINLOG EVENTS IN {name} FROM {position} LIMIT 1");
-        let Ok(rows) = self.rows(&sql).await else { return false };
-        let at = rows.first().and_then(|row| row.get(1)).cloned().flatten();
-        at == Some(position.to_string())
+        match self.rows(&sql).await {
+            Ok(rows) => {
+                let at = rows.first().and_then(|row| row.get(1)).cloned().flatten();
+                Some(at == Some(position.to_string()))
+            }
+            Err(mysql_async::Error::Server(error)) if error.code == NO_EVENT_THERE => Some(false),
+            Err(_) => None,
+        }
     }
 
     /// The transactions that the server has executed, as far as its binlog says.

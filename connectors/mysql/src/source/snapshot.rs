@@ -83,7 +83,13 @@ pub(crate) async fn take(source: &MysqlSource) -> Result<TableSnapshot, SourceEr
     Ok(TableSnapshot {
         wire,
         commit: Commit::binlog(end.file.number(), before),
-        state: State { server, base: end.file.base().to_owned(), gtids, schemas },
+        state: State {
+            server,
+            base: end.file.base().to_owned(),
+            gtids,
+            files: Vec::new(),
+            schemas,
+        },
         table: 0,
         reading: None,
         rows: 0,

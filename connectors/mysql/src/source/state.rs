@@ -18,6 +18,10 @@ pub(crate) struct State {
     pub(crate) base: String,
     /// Transactions that the server has executed: those that were read, up to a while ago.
     pub(crate) gtids: String,
+    /// When the binlog files read last were made: their numbers, and seconds since 1970. Tells a
+    /// binlog that was reset from the one that was read.
+    #[serde(default)]
+    pub(crate) files: Vec<(u64, u32)>,
     /// The captured tables as rows are decoded.
     #[serde(serialize_with = "write_schemas", deserialize_with = "read_schemas")]
     pub(crate) schemas: Vec<Arc<TableSchema>>,

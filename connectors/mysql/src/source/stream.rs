@@ -75,8 +75,8 @@ pub(crate) async fn open(
             let server = session.identity().await?;
             let end = session.end().await?;
             let gtids = session.executed().await?.to_string();
-            let state =
-                State { server, base: end.file.base().to_owned(), gtids, schemas: now.clone() };
+            let base = end.file.base().to_owned();
+            let state = State { server, base, gtids, files: Vec::new(), schemas: now.clone() };
             let delivered = Delivered { through: Commit::ZERO, again: true };
             (state, end.commit(), delivered)
         }
@@ -97,7 +97,8 @@ pub(crate) async fn open(
     let name = BinlogName::new(&state.base, from.file());
     let wire = dump(source, &name, from.position()).await?;
     let dialect = session.server.dialect;
-    let decoder = Decoder::new(dialect, state.base.clone(), from, delivered, tables);
+    let mut decoder = Decoder::new(dialect, state.base.clone(), from, delivered, tables);
+    decoder.files.clone_from(&state.files);
     Ok(BinlogStream {
         wire,
         silence: Silence::new(SILENCE_LIMIT),
@@ -160,10 +161,22 @@ async fn locate(
     if next == size && !resume.again {
         return Ok(at(size));
     }
-    for position in [after.position(), next] {
-        if position >= FIRST_EVENT && session.begins_event(&name, position).await {
-            return Ok(at(position));
+    if next <= FIRST_EVENT {
+        return Ok(at(FIRST_EVENT));
+    }
+    let mut asked = true;
+    for position in [after.position().max(FIRST_EVENT), next] {
+        match session.begins_event(&name, position).await {
+            Some(true) => return Ok(at(position)),
+            Some(false) => {}
+            None => asked = false,
         }
+    }
+    if asked {
+        return Err(lost(format!(
+            "no event of {name} begins where the log's last transaction stood: the server's \
+             binlog was reset"
+        )));
     }
     Ok(at(FIRST_EVENT))
 }
@@ -291,7 +304,9 @@ impl Stream for BinlogStream {
 
     async fn confirm(&mut self, _through: Commit) -> Result<(), SourceError> {
         let tables = self.decoder.tables.schemas().count();
-        if self.written_at.elapsed() >= STATE_INTERVAL || tables != self.state.schemas.len() {
+        let other = tables != self.state.schemas.len() || self.state.files != self.decoder.files;
+        if other || self.written_at.elapsed() >= STATE_INTERVAL {
+            self.state.files.clone_from(&self.decoder.files);
             self.state.gtids = self.gtids.to_string();
             self.state.schemas = self.decoder.tables.schemas().cloned().collect();
             self.written = self.state.write();

@@ -18,6 +18,8 @@ mod json;
 mod number;
 mod payload;
 mod rows;
+#[cfg(test)]
+mod scripted;
 mod statement;
 mod table_map;
 mod tables;
@@ -41,6 +43,9 @@ pub(crate) use self::table_map::Collations;
 pub(crate) use self::tables::Tables;
 #[cfg(test)]
 pub(crate) use self::tests::Recording;
+
+/// Files of which it is known when they were made: what is confirmed may lag a file behind.
+const FILES_KEPT: usize = 4;
 
 /// Why decoding ends.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +84,8 @@ pub(crate) struct Decoder {
     file: u64,
     position: u64,
     checksum: Checksum,
+    /// When the files read last were made: number, and seconds since 1970.
+    pub(crate) files: Vec<(u64, u32)>,
     delivered: Delivered,
     pub(crate) tables: Tables,
     transaction: Option<Transaction>,
@@ -107,6 +114,7 @@ impl Decoder {
             file: from.file(),
             position: from.position(),
             checksum: Checksum::Unknown,
+            files: Vec::new(),
             delivered,
             tables,
             transaction: None,
@@ -209,7 +217,8 @@ impl Decoder {
         if head.kind == kind::FORMAT_DESCRIPTION {
             let checksum = checksum_of_file(event).map_err(failed)?;
             self.checksum = checksum;
-            return self.advance(head).map_err(|broken| self.failed(head.kind, broken));
+            self.advance(head).map_err(|broken| self.failed(head.kind, broken))?;
+            return self.made_at(head.timestamp);
         }
         let content = self.checksum.strip(event).map_err(failed)?;
         let body = Take(content.get(HEADER_BYTES..).unwrap_or_default());
@@ -233,6 +242,25 @@ impl Decoder {
             return Ok(());
         }
         self.content(head, body, out)
+    }
+
+    /// Takes when the file was made: one of a number that we know, made at another time, is another.
+    fn made_at(&mut self, made_at: u32) -> Result<(), DecodeError> {
+        match self.files.iter().find(|(file, _)| *file == self.file) {
+            Some((_, known)) if *known != made_at => Err(DecodeError::Renamed(Problem::new(
+                format!("{} is not the file of that name that was read before", self.file_name()),
+                "the server's binlog was reset: take a new snapshot of the source \
+                 (tailwater resync)",
+            ))),
+            Some(_) => Ok(()),
+            None => {
+                if self.files.len() >= FILES_KEPT {
+                    self.files.remove(0);
+                }
+                self.files.push((self.file, made_at));
+                Ok(())
+            }
+        }
     }
 
     /// Moves behind an event.
