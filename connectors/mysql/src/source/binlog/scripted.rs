@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tailwater_capture::Changes;
+use tailwater_capture::{Changes, Event};
 use tailwater_change::{Commit, Dialect, Identity, TableId, TableSchema};
 
 use super::header::kind;
@@ -58,6 +58,14 @@ impl Script {
     fn file(&mut self, made_at: u32) -> Result<(), DecodeError> {
         self.event(kind::FORMAT_DESCRIPTION, made_at, &[0; 60])
     }
+
+    fn statement(&mut self, sql: &str) -> Result<(), DecodeError> {
+        let mut body = vec![0; 8];
+        body.extend([4, 0, 0, 0, 0]);
+        body.extend(b"shop\0");
+        body.extend(sql.as_bytes());
+        self.event(kind::QUERY, 7, &body)
+    }
 }
 
 #[test]
@@ -71,4 +79,38 @@ fn a_file_of_the_same_name_made_at_another_time_is_another() {
     let mut reset = Script::new();
     reset.decoder.files.clone_from(&first.decoder.files);
     assert!(matches!(reset.file(1_700_000_060), Err(DecodeError::Renamed(_))));
+}
+
+#[test]
+fn definitions_that_empty_or_swap_a_captured_table_stop() {
+    for sql in [
+        "CREATE OR REPLACE TABLE t (id int)",
+        "ALTER TABLE archive EXCHANGE PARTITION p0 WITH TABLE t",
+        "RENAME TABLE late TO x, t TO y",
+    ] {
+        let mut script = Script::new();
+        script.file(1).unwrap();
+        script.statement(sql).unwrap();
+        assert!(
+            matches!(script.out.events(), [Event::SchemaChange { table, .. }] if table.name == "t"),
+            "{sql}: {:?}",
+            script.out.events()
+        );
+        assert!(matches!(script.statement("BEGIN"), Err(DecodeError::Stop(_))), "{sql}");
+    }
+}
+
+#[test]
+fn a_table_that_may_have_been_there_before_is_not_taken_for_new() {
+    for (sql, born) in [
+        ("CREATE TABLE IF NOT EXISTS t (id int)", 1),
+        ("CREATE TABLE IF NOT EXISTS late (id int)", 1),
+        ("CREATE TABLE late (id int)", 2),
+    ] {
+        let mut script = Script::new();
+        script.file(1).unwrap();
+        script.statement(sql).unwrap();
+        script.statement("FLUSH TABLES").unwrap();
+        assert_eq!(script.decoder.tables.schemas().count(), born, "{sql}");
+    }
 }

@@ -18,9 +18,14 @@ pub(crate) enum Statement {
     Xa,
     /// Empties a table.
     Truncate(Name),
-    /// Makes a table. `rows_follow`: they are part of the same transaction.
+    /// Makes a table.
     Create {
         table: Name,
+        /// OR REPLACE: one that is there is dropped.
+        replaces: bool,
+        /// IF NOT EXISTS: one that is there stays.
+        if_absent: bool,
+        /// Its rows are part of the same transaction.
         rows_follow: bool,
     },
     /// Changes what tables are.
@@ -170,9 +175,7 @@ impl Parser<'_> {
     }
 
     fn create(&mut self) -> Option<Statement> {
-        if self.take("OR") {
-            self.take("REPLACE");
-        }
+        let replaces = self.take("OR") && self.take("REPLACE");
         if self.take("TEMPORARY") {
             return Some(Statement::Other);
         }
@@ -185,16 +188,13 @@ impl Parser<'_> {
         if !self.take("TABLE") {
             return self.other();
         }
-        if self.take("IF") {
-            self.take("NOT");
-            self.take("EXISTS");
-        }
+        let if_absent = self.take("IF") && self.take("NOT") && self.take("EXISTS");
         let table = self.name()?;
         // MySQL ends the definition of CREATE TABLE … SELECT so.
         let last = |word: &Word, text: &str| matches!(word, Word::Bare(bare) if bare.eq_ignore_ascii_case(text));
         let rows_follow = matches!(self.words, [.., start, transaction]
             if last(start, "START") && last(transaction, "TRANSACTION"));
-        Some(Statement::Create { table, rows_follow })
+        Some(Statement::Create { table, replaces, if_absent, rows_follow })
     }
 
     fn alter(&mut self) -> Option<Statement> {
@@ -208,6 +208,9 @@ impl Parser<'_> {
         while self.at < self.words.len() {
             if self.take("RENAME") && !self.peek_is(&["COLUMN", "INDEX", "KEY", "CONSTRAINT"]) {
                 let _optional = self.take("TO") || self.take("AS");
+                tables.push(self.name()?);
+            } else if self.take("TABLE") {
+                // EXCHANGE PARTITION … WITH TABLE, CONVERT PARTITION … TO TABLE, CONVERT TABLE …
                 tables.push(self.name()?);
             } else {
                 self.at += 1;
@@ -359,6 +362,12 @@ mod tests {
     fn definitions_name_their_tables() {
         let alter =
             |names: &[&str]| Statement::Alter(names.iter().map(|text| name(text)).collect());
+        let create = |replaces, if_absent, rows_follow| Statement::Create {
+            table: name("t"),
+            replaces,
+            if_absent,
+            rows_follow,
+        };
         for (sql, expected) in [
             ("BEGIN", Statement::Begin),
             ("COMMIT", Statement::Commit),
@@ -371,14 +380,14 @@ mod tests {
             ("CREATE UNIQUE INDEX i ON t (a)", alter(&["t"])),
             ("TRUNCATE t", Statement::Truncate(name("t"))),
             ("TRUNCATE TABLE `sh``op`.t", Statement::Truncate(name("sh`op.t"))),
+            ("CREATE TABLE IF NOT EXISTS `t` (a int)", create(false, true, false)),
+            ("CREATE TABLE `t` (a int) START TRANSACTION", create(false, false, true)),
+            ("CREATE OR REPLACE TABLE t (a int)", create(true, false, false)),
             (
-                "CREATE TABLE IF NOT EXISTS `t` (a int)",
-                Statement::Create { table: name("t"), rows_follow: false },
+                "ALTER TABLE archive EXCHANGE PARTITION p0 WITH TABLE `shop`.`t` WITHOUT VALIDATION",
+                alter(&["archive", "shop.t"]),
             ),
-            (
-                "CREATE TABLE `t` (a int) START TRANSACTION",
-                Statement::Create { table: name("t"), rows_follow: true },
-            ),
+            ("ALTER TABLE a CONVERT PARTITION p TO TABLE t", alter(&["a", "t"])),
             ("CREATE TEMPORARY TABLE t (a int)", Statement::Other),
             (
                 "CREATE DEFINER=`r`@`l` TRIGGER x BEFORE INSERT ON t FOR EACH ROW SET @a=1",

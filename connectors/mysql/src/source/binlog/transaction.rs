@@ -202,10 +202,10 @@ impl Decoder {
                     self.truncated(slot, out);
                 }
             }
-            Statement::Create { table, rows_follow: follow } => {
+            Statement::Create { table, replaces, if_absent, rows_follow: follow } => {
                 rows_follow = *follow;
                 if !self.skips() {
-                    self.create(table, database, out)?;
+                    self.create(table, database, (*replaces, *if_absent), out);
                 }
             }
             Statement::Alter(names) => self.alter(names, database, sql, out)?,
@@ -262,18 +262,22 @@ impl Decoder {
         &mut self,
         name: &Name,
         database: &str,
+        (replaces, if_absent): (bool, bool),
         out: &mut Changes,
-    ) -> Result<(), DecodeError> {
+    ) {
         if let Some(slot) = self.tables.named(name, database) {
             match self.tables.captured.get_mut(slot) {
+                Some(captured) if captured.born && replaces => {
+                    self.changed(slot, "it was dropped and created again", out);
+                }
                 // It was made while nobody looked, and here is where: from now on it is captured.
-                Some(captured) if !captured.born => captured.born = true,
-                // CREATE TABLE IF NOT EXISTS of one that exists.
+                Some(captured) if !if_absent => captured.born = true,
+                // It may have been there, with rows that nobody read.
                 _ => {}
             }
-            return Ok(());
+            return;
         }
-        let Some(table) = self.tables.would_capture(name, database) else { return Ok(()) };
+        let Some(table) = self.tables.would_capture(name, database) else { return };
         out.push(Event::SchemaChange {
             slot: None,
             table: table.clone(),
@@ -286,7 +290,6 @@ impl Decoder {
             ),
             "create it on the targets too, or exclude it; then run tailwater resume",
         ));
-        Ok(())
     }
 
     fn alter(
@@ -299,12 +302,15 @@ impl Decoder {
         if self.skips() {
             return Ok(());
         }
-        if let Some(slot) = names.iter().find_map(|name| self.tables.named(name, database)) {
-            let born = self.tables.captured.get(slot).is_some_and(|captured| captured.born);
-            // Changes of a table on its way to what the catalog says are part of that.
-            if born {
-                self.changed(slot, &beginning(sql), out);
-            }
+        let slots: Vec<usize> =
+            names.iter().filter_map(|name| self.tables.named(name, database)).collect();
+        let born = |slot: &&usize| self.tables.captured.get(**slot).is_some_and(|one| one.born);
+        if let Some(&slot) = slots.iter().find(born) {
+            self.changed(slot, &beginning(sql), out);
+            return Ok(());
+        }
+        // Changes of a table on its way to what the catalog says are part of that.
+        if !slots.is_empty() {
             return Ok(());
         }
         // A table may get a name that the patterns capture; one that is dropped loses it.
