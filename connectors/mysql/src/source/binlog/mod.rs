@@ -193,9 +193,16 @@ impl Decoder {
 
     /// Says how far nothing more came: after everything that has been read was decoded.
     pub(crate) fn idle(&mut self, out: &mut Changes) {
-        let open = self.transaction.is_some() || self.payload.is_some() || self.stop.is_some();
-        let Some(before) = self.position.checked_sub(1).filter(|_| !open) else { return };
-        let through = Commit::binlog(self.file, before);
+        let next = match &self.transaction {
+            _ if self.stop.is_some() => return,
+            // Nothing of it was of a captured table so far: it may go on for hours.
+            Some(open) => open.untold(),
+            None if self.payload.is_some() => return,
+            None => Some(self.position()),
+        };
+        let Some(next) = next else { return };
+        let Some(before) = next.position().checked_sub(1) else { return };
+        let through = Commit::binlog(next.file(), before);
         if through > self.idle && through >= self.delivered.through {
             self.idle = through;
             out.push(Event::Idle { through });

@@ -114,3 +114,27 @@ fn a_table_that_may_have_been_there_before_is_not_taken_for_new() {
         assert_eq!(script.decoder.tables.schemas().count(), born, "{sql}");
     }
 }
+
+/// A large transaction of other tables must not hold back what came before it.
+#[test]
+fn what_came_before_an_open_transaction_of_others_is_told() {
+    let mut script = Script::new();
+    script.file(1).unwrap();
+    let begin = u64::from(script.position);
+    script.statement("BEGIN").unwrap();
+    script.statement("SAVEPOINT a").unwrap();
+    script.decoder.idle(&mut script.out);
+    let [Event::Idle { through }] = script.out.events() else {
+        panic!("{:?}", script.out.events());
+    };
+    assert_eq!(*through, Commit::binlog(1, begin - 1));
+    script.out.clear();
+    script.decoder.idle(&mut script.out);
+    assert!(script.out.is_empty(), "once");
+    script.statement("COMMIT").unwrap();
+    script.decoder.idle(&mut script.out);
+    let end = u64::from(script.position);
+    assert!(
+        matches!(script.out.events(), [Event::Idle { through }] if *through == Commit::binlog(1, end - 1))
+    );
+}

@@ -28,6 +28,11 @@ pub(super) struct Transaction {
 }
 
 impl Transaction {
+    /// Its place if capture has not been told of it.
+    pub(super) fn untold(&self) -> Option<Commit> {
+        (!self.told).then_some(self.commit)
+    }
+
     /// Tells capture, once.
     pub(super) fn begin(&mut self, out: &mut Changes) {
         if !self.told {
