@@ -153,6 +153,8 @@ impl PostgresSource {
         let status = slot_status(&session, &state.slot).await?;
         self.slot_holds(&state, status, from, resume.after)?;
         let now = self.catalog(&session).await?;
+        // What is not captured any more leaves the state, so that capturing it again is noticed.
+        state.tables.retain(|known| self.config.patterns.matches(&known.schema.table));
         still_published(&session, &state, &now).await?;
         still_the_same(&state, &now)?;
         state.system = system;

@@ -88,6 +88,26 @@ async fn a_table_added_later_is_not_passed_over() {
 }
 
 #[tokio::test]
+async fn a_table_left_out_for_a_while_is_not_taken_back_unasked() {
+    for flavor in flavors() {
+        let database = Database::new(flavor);
+        database.sql("CREATE TABLE t (id int PRIMARY KEY); CREATE TABLE u (id int PRIMARY KEY)");
+        let (_, mut resume) = snapshot(&*database.source()).await;
+        let fewer = database.source_of(&["public.t"]);
+        let mut stream = stream_at(&*fewer, &resume).await.unwrap();
+        database.sql("INSERT INTO u VALUES (1); INSERT INTO t VALUES (2)");
+        let mut log = Log { through: resume.after, ..Log::default() };
+        catch_up(&*fewer, &mut *stream, &mut log).await.unwrap();
+        assert_eq!(log.texts(), ["insert [2]"]);
+        resume.state = stream.state();
+        drop(stream);
+        let (_, error) = stopped(&database, &resume).await;
+        assert!(said(&error).contains("public.u"), "{error}");
+        assert!(said(&error).contains("added after the snapshot"), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_label_of_an_enum_stops_by_name() {
     let database = Database::new(flavors()[0]);
     database.sql("CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood)");
