@@ -32,6 +32,8 @@ pub(crate) struct CatalogTable {
     pub(crate) identifiable: bool,
     /// Whether it is the root of partitions.
     pub(crate) partitioned: bool,
+    /// OIDs of its leaf partitions, and whether each was made as one: not what was a table before.
+    pub(crate) leaves: BTreeMap<u32, bool>,
     /// Leaf partitions whose replica identity is another than the root's.
     pub(crate) deviating_partitions: Vec<TableId>,
     /// Whether its changes are in the WAL: not for unlogged tables.
@@ -135,6 +137,11 @@ pub(crate) async fn read_tables(
             table.schema.foreign_keys.push(foreign_key(&row));
         }
     }
+    for row in client.query(LEAVES, &[&oids]).await? {
+        if let Some(table) = tables.get_mut(&row.get::<_, u32>(0)) {
+            table.leaves.insert(row.get(1), row.get(2));
+        }
+    }
     for row in client.query(DEVIATING_PARTITIONS, &[&oids]).await? {
         if let Some(table) = tables.get_mut(&row.get::<_, u32>(0)) {
             table.deviating_partitions.push(table_id(&row, 1));
@@ -174,6 +181,7 @@ fn table(row: &Row) -> CatalogTable {
         replica_identity: ReplicaIdentity::from_letter(letter).unwrap_or(ReplicaIdentity::Nothing),
         identifiable: letter == b'f',
         partitioned: row.get(3),
+        leaves: BTreeMap::new(),
         deviating_partitions: Vec::new(),
         logged: row.get(4),
         row_security: row.get(7),
@@ -341,6 +349,22 @@ fn action(letter: &str) -> ReferentialAction {
         _ => ReferentialAction::NoAction,
     }
 }
+
+/// A table's type is made with it, by one transaction; so is its place below a root if it was made
+/// there. ATTACH makes the place alone, of what may have rows. (What one transaction makes, fills and
+/// attaches cannot be told from that.)
+const LEAVES: &str = "
+    WITH RECURSIVE below (root, oid, made_there) AS (
+        SELECT r.oid, r.oid, true FROM pg_catalog.pg_class r
+         WHERE r.oid = ANY($1) AND r.relkind = 'p'
+        UNION ALL
+        SELECT b.root, i.inhrelid, b.made_there AND i.xmin = t.xmin
+          FROM below b
+          JOIN pg_catalog.pg_inherits i ON i.inhparent = b.oid
+          JOIN pg_catalog.pg_type t ON t.typrelid = i.inhrelid)
+    SELECT b.root, b.oid, b.made_there
+      FROM below b JOIN pg_catalog.pg_class l ON l.oid = b.oid
+     WHERE l.relkind <> 'p'";
 
 /// What is logged of a row in a partition is the partition's to say, not the root's.
 const DEVIATING_PARTITIONS: &str = "

@@ -157,6 +157,12 @@ impl PostgresSource {
         state.tables.retain(|known| self.config.patterns.matches(&known.schema.table));
         still_published(&session, &state, &now).await?;
         still_the_same(&state, &now)?;
+        for known in &mut state.tables {
+            // Partitions that were made empty since.
+            if let Some(now) = now.iter().find(|now| now.oid == known.oid) {
+                known.leaves = Some(now.leaves.keys().copied().collect());
+            }
+        }
         state.system = system;
         self.start(connection, state, from).await
     }
@@ -239,14 +245,14 @@ async fn still_published(
     }
 }
 
-/// Whether today's catalog shows what the stream never would: tables that were made again, or
-/// were added.
+/// Whether today's catalog shows what the stream never would: tables that were made again or were
+/// added, partitions that came with rows or left with them.
 fn still_the_same(state: &State, now: &[CatalogTable]) -> Result<(), SourceError> {
     for table in now {
         let name = &table.schema.table;
         let known = state.tables.iter().find(|known| known.schema.table == *name);
         let what = match known {
-            Some(known) => known.replaced(table),
+            Some(known) => known.replaced(table).or_else(|| known.repartitioned(table)),
             // Renamed: the stream says so where it happened.
             None if state.tables.iter().any(|known| known.oid == table.oid) => None,
             None => Some("added after the snapshot".into()),

@@ -79,6 +79,9 @@ pub(crate) struct KnownTable {
     pub(crate) replica_identity: ReplicaIdentity,
     /// Type OID and modifier per column of the schema.
     pub(crate) types: Vec<(u32, i32)>,
+    /// OIDs of the leaf partitions: what happens to one of them alone is never told.
+    #[serde(default)]
+    pub(crate) leaves: Option<Vec<u32>>,
     /// The table.
     pub(crate) schema: TableSchema,
 }
@@ -89,6 +92,7 @@ impl From<CatalogTable> for KnownTable {
             oid: table.oid,
             replica_identity: table.replica_identity,
             types: table.types,
+            leaves: Some(table.leaves.into_keys().collect()),
             schema: table.schema,
         }
     }
@@ -153,6 +157,18 @@ impl KnownTable {
         matches!(self.replica_identity, ReplicaIdentity::Default | ReplicaIdentity::Index)
     }
 
+    /// What became of partitions that the stream never tells: rows left or came with them.
+    pub(crate) fn repartitioned(&self, now: &CatalogTable) -> Option<String> {
+        let leaves = self.leaves.as_ref()?;
+        if leaves.iter().any(|leaf| !now.leaves.contains_key(leaf)) {
+            return Some("a partition was detached or dropped".into());
+        }
+        let mut leaves_now = now.leaves.iter();
+        leaves_now
+            .any(|(leaf, made_there)| !made_there && !leaves.contains(leaf))
+            .then(|| "a partition was attached".into())
+    }
+
     /// What today's catalog shows that no Relation message would: a table or column that was
     /// dropped and made again under its name.
     pub(crate) fn replaced(&self, now: &CatalogTable) -> Option<String> {
@@ -204,6 +220,7 @@ pub(crate) mod tests {
             oid: 16385,
             replica_identity,
             types: vec![(23, -1), (25, -1), (17, -1)],
+            leaves: None,
             schema: TableSchema {
                 table: TableId::new("public", "t"),
                 dialect: Dialect::Postgres,

@@ -108,6 +108,39 @@ async fn a_table_left_out_for_a_while_is_not_taken_back_unasked() {
 }
 
 #[tokio::test]
+async fn partitions_that_leave_or_come_with_rows_stop_the_stream() {
+    for flavor in flavors() {
+        for (ddl, what) in [
+            ("CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20)", None),
+            ("ALTER TABLE p DETACH PARTITION p1", Some("a partition was detached or dropped")),
+            ("DROP TABLE p1", Some("a partition was detached or dropped")),
+            (
+                "CREATE TABLE old (id int PRIMARY KEY); INSERT INTO old VALUES (11);
+                 ALTER TABLE p ATTACH PARTITION old FOR VALUES FROM (10) TO (20)",
+                Some("a partition was attached"),
+            ),
+        ] {
+            let database = Database::new(flavor);
+            database.sql(
+                "CREATE TABLE p (id int PRIMARY KEY) PARTITION BY RANGE (id);
+                 CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+                 INSERT INTO p VALUES (1)",
+            );
+            let source = database.source_of(&["public.p"]);
+            let (_, resume) = snapshot(&*source).await;
+            // Each in a transaction of its own.
+            ddl.split_inclusive(';').for_each(|statement| drop(database.sql(statement)));
+            match (stream_at(&*source, &resume).await, what) {
+                (Ok(_), None) => {}
+                (Err(error), Some(what)) => assert!(said(&error).contains(what), "{error}"),
+                (Ok(_), Some(_)) => panic!("not noticed: {ddl}"),
+                (Err(error), None) => panic!("{ddl}: {error}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_new_label_of_an_enum_stops_by_name() {
     let database = Database::new(flavors()[0]);
     database.sql("CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE t (id int PRIMARY KEY, m mood)");
