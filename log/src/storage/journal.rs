@@ -220,10 +220,36 @@ impl Writer {
             }
             encode_all(&entries)
         };
-        disk::replace_file(&self.path, &contents)?;
-        self.file = self.disk.open(&self.path).map_err(Error::io("open", &self.path))?;
-        self.size = contents.len() as u64;
-        Ok(())
+        let size = contents.len() as u64;
+        // Whatever fails up to the rename leaves the old file in use; what follows it changes only
+        // the handle, so that no entry is written to a file without a name.
+        let file = self.write_beside(contents.into())?;
+        self.file = file;
+        self.size = size;
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        disk::sync_folder(folder).inspect_err(|error| {
+            let error = error.full_text();
+            self.broken = Some(format!("a flush failed: {error}; restart the node"));
+        })
+    }
+
+    /// Makes the file that takes the place of ours, and puts it there.
+    fn write_beside(&self, contents: Bytes) -> Result<Arc<dyn DiskFile>, Error> {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(".new");
+        let beside = Path::new(&name);
+        let write = || {
+            let file = self.disk.create(beside)?;
+            file.write_all_at(&[contents], 0)?;
+            file.sync()?;
+            std::fs::rename(beside, &self.path)?;
+            Ok(file)
+        };
+        write().map_err(|error| {
+            // It takes space that a full disk needs.
+            drop(std::fs::remove_file(beside));
+            Error::io("write anew", &self.path)(error)
+        })
     }
 }
 
@@ -446,5 +472,36 @@ mod tests {
         journal.close().unwrap();
         assert!(std::fs::metadata(&path).unwrap().len() < 2 * HISTORY_BYTES);
         assert!(text(&open(&path).unwrap()).ends_with("39"));
+    }
+
+    /// Opens files once, and makes none later on.
+    #[derive(Debug, Default)]
+    struct OpensOnce(std::sync::atomic::AtomicBool);
+
+    impl Disk for OpensOnce {
+        fn create(&self, _path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+            Err(std::io::Error::other("no file is made"))
+        }
+
+        fn open(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+            if self.0.swap(true, std::sync::atomic::Ordering::Relaxed) {
+                return Err(std::io::Error::other("opened before"));
+            }
+            FileSystem.open(path)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_journal_that_cannot_be_written_anew_keeps_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let journal = Journal::open(&path, Arc::new(OpensOnce::default()), own_lock()).unwrap();
+        let large = "x".repeat(100_000);
+        for number in 0..40 {
+            journal.change(vec![set("key", &format!("{large}{number}"))]).await.unwrap();
+        }
+        journal.close().unwrap();
+        assert!(text(&open(&path).unwrap()).ends_with("39"));
+        assert!(std::fs::metadata(&path).unwrap().len() > 2 * HISTORY_BYTES);
     }
 }
