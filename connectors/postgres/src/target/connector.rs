@@ -5,9 +5,8 @@ use tailwater_apply::{Target, TargetConnector, TargetError};
 use tailwater_change::{Dialect, Problem, TableId, TableSchema};
 
 use super::create::table_sql;
-use super::described::CatalogEntry;
+use super::described::{CatalogEntry, type_problem};
 use super::error::target_error;
-use super::mapping::fits;
 use super::progress;
 use super::session::PgTarget;
 use crate::connect::{Server, quote, quote_table};
@@ -177,22 +176,12 @@ impl PostgresTarget {
             return Ok(problems);
         };
         problems.extend(structure(schema, to, &entry, &quote(self.server.user())));
-        for column in schema.columns.iter().filter(|column| column.flows()) {
-            let Some(found) = entry.column(&column.name) else { continue };
-            let labels: Vec<String> =
-                target.session.query_one(LABELS, &[&found.base]).await?.get(0);
-            if let Err(what) = fits(column, schema.dialect, found, &labels) {
-                problems.push(Problem::new(
-                    format!("{to}: {what}"),
-                    format!(
-                        "ALTER TABLE {} ALTER COLUMN {} TYPE …, or drop the table and let \
-                         Tailwater create it",
-                        quote_table(to),
-                        quote(&column.name)
-                    ),
-                ));
-            }
-        }
+        problems.extend(schema.columns.iter().filter(|column| column.flows()).filter_map(
+            |column| {
+                let found = entry.column(&column.name)?;
+                type_problem(to, column, schema.dialect, found)
+            },
+        ));
         Ok(problems)
     }
 
@@ -232,9 +221,6 @@ const STATE: &str = "
                      AND pg_catalog.has_table_privilege('tailwater.progress', 'SELECT')
                      AND pg_catalog.has_table_privilege('tailwater.progress', 'INSERT')
                      AND pg_catalog.has_table_privilege('tailwater.progress', 'UPDATE') END";
-
-const LABELS: &str = "
-    SELECT ARRAY(SELECT enumlabel::text FROM pg_catalog.pg_enum WHERE enumtypid = $1)";
 
 const MAY_CREATE: &str = "
     SELECT CASE WHEN pg_catalog.to_regnamespace(pg_catalog.quote_ident($1)) IS NULL

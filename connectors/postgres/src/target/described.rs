@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tailwater_apply::TargetTable;
-use tailwater_change::{Identity, Kind, TableId, TableSchema};
+use tailwater_change::{Column, Dialect, Identity, Kind, Problem, TableId, TableSchema};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row};
 
 use super::form::Form;
-use crate::connect::quote_table;
+use super::mapping::fits;
+use crate::connect::{quote, quote_table};
 
 /// A column as the target's catalog has it.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub(super) struct TargetColumn {
     pub(super) typmod: i32,
     /// `pg_type.typtype` of the base type.
     pub(super) typtype: u8,
+    /// Those of an enum.
+    pub(super) labels: Vec<String>,
     /// The type without its modifier, qualified, as SQL spells it.
     pub(super) bare: String,
     /// The type with its modifier, as SQL spells it.
@@ -131,7 +134,8 @@ const COLUMNS: &str = "
            pg_catalog.format_type(a.atttypid, -1),
            pg_catalog.format_type(a.atttypid, a.atttypmod), n.nspname::text, a.attnotnull,
            a.attidentity::text, a.attgenerated <> '', a.atthasdef,
-           COALESCE(l.collisdeterministic, true)
+           COALESCE(l.collisdeterministic, true),
+           ARRAY(SELECT e.enumlabel::text FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid)
       FROM pg_catalog.pg_attribute a
       JOIN base b ON b.number = a.attnum
       JOIN pg_catalog.pg_type t ON t.oid = b.type AND t.typtype <> 'd'
@@ -156,6 +160,7 @@ fn column(row: &Row) -> TargetColumn {
         generated: row.get(9),
         has_default: row.get(10),
         deterministic: row.get(11),
+        labels: row.get(12),
     }
 }
 
@@ -228,13 +233,14 @@ pub(super) struct Described {
 }
 
 impl Described {
-    /// Puts both sides together; an error names the column that is missing or computed there.
+    /// Puts both sides together; an error names the column that is missing there, computed, or of
+    /// a type that would change values without a word: round them, cut them, drop spaces.
     pub(super) fn new(
         schema: &TableSchema,
         name: &TableId,
         number: u32,
         entry: CatalogEntry,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Problem> {
         let flows: Vec<usize> =
             (0..schema.columns.len()).filter(|&index| schema.columns[index].flows()).collect();
         let mut columns = vec![None; schema.columns.len()];
@@ -242,11 +248,18 @@ impl Described {
         for &index in &flows {
             let column = &schema.columns[index];
             let Some(target) = entry.column(&column.name) else {
-                return Err(format!("{name} has no column {}", column.name));
+                return Err(Problem::new(
+                    format!("{name} has no column {}", column.name),
+                    COLUMNS_REMEDY,
+                ));
             };
             if target.generated {
-                return Err(format!("column {} of {name} is generated there", column.name));
+                return Err(Problem::new(
+                    format!("column {} of {name} is generated there", column.name),
+                    COLUMNS_REMEDY,
+                ));
             }
+            type_problem(name, column, schema.dialect, target).map_or(Ok(()), Err)?;
             forms[index] = Form::of(&column.kind, target.base, target.typtype);
             columns[index] = Some(target.clone());
         }
@@ -328,6 +341,28 @@ impl Described {
             Form::Float4 | Form::Float8 | Form::Jsonb | Form::Input => false,
         }
     }
+}
+
+const COLUMNS_REMEDY: &str =
+    "give the target's table the source's columns, then `tailwater resume`";
+
+/// Why the target's column does not take what the source's has.
+pub(super) fn type_problem(
+    to: &TableId,
+    column: &Column,
+    dialect: Dialect,
+    found: &TargetColumn,
+) -> Option<Problem> {
+    let what = fits(column, dialect, found).err()?;
+    Some(Problem::new(
+        format!("{to}: {what}"),
+        format!(
+            "ALTER TABLE {} ALTER COLUMN {} TYPE …, or drop the table and let Tailwater create it; \
+             then `tailwater resume`",
+            quote_table(to),
+            quote(&column.name)
+        ),
+    ))
 }
 
 /// Whether the index is over exactly these columns, and over every row.

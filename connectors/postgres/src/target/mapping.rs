@@ -110,6 +110,9 @@ const VARCHAR_LIMIT: u32 = 10_485_760;
 /// Most digits that PostgreSQL's `numeric` declares.
 const NUMERIC_LIMIT: u32 = 1000;
 
+/// The OID of `json`.
+const JSON: u32 = 114;
+
 const NUL: Fit = Fit::Except("text with NUL characters");
 
 /// The type that takes every value of `kind` that PostgreSQL has.
@@ -152,14 +155,9 @@ pub(super) fn choose(kind: &Kind) -> (String, Fit) {
     }
 }
 
-/// Whether an existing column takes every value of the source's column that PostgreSQL has;
-/// `labels` are those of the target's type if it is an enum. Otherwise: why not.
-pub(super) fn fits(
-    source: &Column,
-    dialect: Dialect,
-    target: &TargetColumn,
-    labels: &[String],
-) -> Result<(), String> {
+/// Whether an existing column takes every value of the source's column that PostgreSQL has, and
+/// gives it back as it was. Otherwise: why not.
+pub(super) fn fits(source: &Column, dialect: Dialect, target: &TargetColumn) -> Result<(), String> {
     let narrower = || {
         let wanted = if dialect.is_like(Dialect::Postgres) {
             source.native.clone()
@@ -174,19 +172,23 @@ pub(super) fn fits(
     };
     let fit = match (&source.kind, types::builtin(target.base, target.typmod)) {
         (Kind::Enum { labels: wanted }, None) if target.typtype == b'e' => {
-            wanted.iter().all(|label| labels.contains(label))
+            wanted.iter().all(|label| target.labels.contains(label))
         }
         // Types of extensions that keep text as it is.
         (Kind::Text { .. }, None) => target.bare.ends_with("citext"),
         (_, None) => false,
+        // jsonb changes what a json column's text says; jsonb's own text it gives back.
+        (Kind::Json, Some(Kind::Json)) => {
+            target.base == JSON || (dialect == Dialect::Postgres && source.native == "jsonb")
+        }
         (kind, Some(target_kind)) => {
-            takes(kind, &target_kind, target) && takes_fraction(source, dialect, target)
+            takes(kind, &target_kind) && takes_fraction(source, dialect, target)
         }
     };
     if fit { Ok(()) } else { Err(narrower()) }
 }
 
-fn takes(source: &Kind, target: &Kind, column: &TargetColumn) -> bool {
+fn takes(source: &Kind, target: &Kind) -> bool {
     let characters = |wanted: Option<u32>| match target {
         Kind::Text { length: None, fixed: false } => true,
         Kind::Text { length: Some(length), fixed: false } => wanted.is_some_and(|n| n <= *length),
@@ -233,8 +235,6 @@ fn takes(source: &Kind, target: &Kind, column: &TargetColumn) -> bool {
         }
         (Kind::Uuid, Kind::Text { .. }) => characters(Some(36)),
         (Kind::Json, Kind::Text { .. }) => characters(None),
-        // jsonb changes what a json column's text says; jsonb's own text it gives back.
-        (Kind::Json, Kind::Json) => column.base == 114,
         _ => false,
     }
 }
@@ -284,6 +284,7 @@ mod tests {
             base,
             typmod,
             typtype: b'b',
+            labels: Vec::new(),
             bare: "bare".into(),
             native: "native".into(),
             type_schema: "pg_catalog".into(),
@@ -310,7 +311,7 @@ mod tests {
     #[test]
     fn narrower_columns_are_refused_and_wider_ones_taken() {
         let check = |kind: Kind, native, base, typmod, expected: bool| {
-            let fit = fits(&source(kind, native), Dialect::Mysql, &target(base, typmod), &[]);
+            let fit = fits(&source(kind, native), Dialect::Mysql, &target(base, typmod));
             assert_eq!(fit.is_ok(), expected, "{native} into {base}({typmod}): {fit:?}");
         };
         let int = |bits, signed| Kind::Int { bits, signed };
@@ -332,5 +333,10 @@ mod tests {
         check(Kind::Timestamp, "datetime(3)", 1114, 0, false);
         check(Kind::Timestamp, "datetime", 1114, 0, true);
         check(Kind::Json, "json", 3802, -1, false);
+        let jsonb = |native, base| {
+            fits(&source(Kind::Json, native), Dialect::Postgres, &target(base, -1)).is_ok()
+        };
+        assert!(jsonb("jsonb", 3802) && jsonb("jsonb", 114) && jsonb("json", 114));
+        assert!(!jsonb("json", 3802));
     }
 }

@@ -119,12 +119,8 @@ impl PgTarget {
             self.forget(&old).await?;
         }
         self.described_count += 1;
-        let table = Described::new(schema, to, self.described_count, entry).map_err(|what| {
-            TargetError::Refused(Problem::new(
-                what,
-                "give the target's table the source's columns, then `tailwater resume`",
-            ))
-        })?;
+        let table = Described::new(schema, to, self.described_count, entry)
+            .map_err(TargetError::Refused)?;
         let table = Arc::new(table);
         self.tables.insert(to.clone(), Arc::clone(&table));
         Ok(Some(table))

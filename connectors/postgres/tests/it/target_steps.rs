@@ -133,7 +133,9 @@ async fn constraints_refuse_a_step_and_name_themselves_in_a_replay() {
                              v varchar(3) NOT NULL)",
         )
         .await;
-        let table = fixture.describe(simple("t")).await;
+        let mut source = simple("t");
+        source.columns[2].kind = Kind::Text { length: Some(3), fixed: false };
+        let table = fixture.describe(source).await;
         for (values, name) in [
             ([Value::Int(1), Value::Int(-1), Value::Text("v")], "positive"),
             ([Value::Int(1), Value::Int(1), Value::Null], "\"v\""),

@@ -390,6 +390,34 @@ async fn an_existing_table_is_judged_column_by_column() {
     }
 }
 
+/// What would be rounded or cut without a word is refused when the table is met, not only by
+/// `check`.
+#[tokio::test]
+async fn a_column_that_would_change_values_is_refused_at_once() {
+    for flavor in flavors() {
+        let sql = "CREATE TABLE t (id int PRIMARY KEY, n numeric(10,2), at timestamp(0), f real,
+                                   j jsonb, b jsonb)";
+        let mut fixture = Fixture::new(flavor, sql).await;
+        let with = |kind: Kind, name: &str, native: &str| {
+            let columns = vec![column("id", int(), "integer"), column(name, kind, native)];
+            schema("t", columns, Identity::Key(vec![0]))
+        };
+        let decimal = Kind::Decimal { precision: Some(10), scale: Some(4) };
+        for (kind, name, native) in [
+            (decimal, "n", "numeric(10,4)"),
+            (Kind::Timestamp, "at", "timestamp without time zone"),
+            (Kind::Float64, "f", "double precision"),
+            (Kind::Json, "j", "json"),
+        ] {
+            let source = with(kind, name, native);
+            let error = fixture.target.describe(&source, &source.table).await.unwrap_err();
+            assert!(matches!(error, TargetError::Refused(_)), "{error:?}");
+            assert!(error.to_string().contains(&format!("column {name} is")), "{error}");
+        }
+        fixture.describe(with(Kind::Json, "b", "jsonb")).await;
+    }
+}
+
 #[tokio::test]
 async fn a_type_without_a_binary_form_goes_as_text() {
     for flavor in flavors() {
