@@ -125,7 +125,7 @@ impl Copy {
 
     async fn escaped(&mut self, form: Form, value: &Value<'_>) -> Result<(), FieldError> {
         form.check(value).map_err(FieldError::Unfit)?;
-        match *value {
+        match form.widen(*value) {
             Value::Null | Value::Unsent => self.buffer.put_slice(b"\\N"),
             Value::Text(text) => {
                 for piece in text.as_bytes().chunks(PIECE_BYTES) {

@@ -83,6 +83,15 @@ impl Form {
         }
     }
 
+    /// The value as the column has it: a float as the double that equals it. Its own shortest
+    /// spelling, read as a double, is another number.
+    pub(super) fn widen(self, value: Value<'_>) -> Value<'_> {
+        match (self, value) {
+            (Self::Float8, Value::Float32(value)) => Value::Float64(f64::from(value)),
+            _ => value,
+        }
+    }
+
     /// Appends the binary form of a value that is not NULL, without its length.
     pub(super) fn put(self, out: &mut BytesMut, value: &Value<'_>) -> Result<(), Unfit> {
         match (self, *value) {

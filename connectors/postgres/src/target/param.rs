@@ -25,7 +25,7 @@ impl<'a> Param<'a> {
     /// statement does not name it.
     pub(super) fn new(form: Form, value: &Value<'a>) -> Result<Self, Unfit> {
         form.check(value)?;
-        Ok(match *value {
+        Ok(match form.widen(*value) {
             Value::Null | Value::Unsent => Self::Null,
             Value::Bytes(bytes) if form == Form::Bytea => Self::Bytes(bytes),
             Value::Text(text) => Self::Text(Cow::Borrowed(text)),
@@ -121,6 +121,14 @@ mod tests {
         check(Value::Float32(f32::NEG_INFINITY), "-Infinity");
         check(Value::Float64(f64::NAN), "NaN");
         check(Value::Bytes(&[0, 0xAB]), "\\x00ab");
+    }
+
+    #[test]
+    fn a_float_in_a_double_column_is_the_same_number() {
+        let param = Param::new(Form::Float8, &Value::Float32(0.1)).unwrap();
+        assert!(matches!(param, Param::Text(text) if text == "0.10000000149011612"));
+        let param = Param::new(Form::Float4, &Value::Float32(0.1)).unwrap();
+        assert!(matches!(param, Param::Text(text) if text == "0.1"));
     }
 
     #[test]
