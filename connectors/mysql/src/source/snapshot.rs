@@ -274,6 +274,7 @@ impl TableSnapshot {
             out.row(slot, schema, Operation::Read, ordinal, None, Some(&values));
             self.rows += 1;
             self.values = recycle(flowing);
+            self.scratch.clear();
         }
         Ok(true)
     }
