@@ -13,7 +13,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_change::{Disposition, Epoch, Place};
+use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place};
 use tailwater_kafka::{Client, Producer, TopicPartition};
 use tailwater_registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -112,9 +112,12 @@ impl Capture {
     }
 
     async fn stopped(&self, why: &str, shutdown: &CancellationToken) -> Option<Duration> {
+        // Listens before it says that it stopped: who answers that is heard.
+        let mut resumed = std::pin::pin!(self.handle.resumed());
+        resumed.as_mut().enable();
         self.handle.set(CaptureState::Stopped, Some(why.to_owned()));
         tokio::select! {
-            () = self.handle.resumed() => {}
+            () = resumed => {}
             () = shutdown.cancelled() => {}
         }
         None
@@ -141,38 +144,64 @@ impl Capture {
         let Some(_lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
         let taken = take_over(&self.config, &self.client, &self.registry).await?;
         let epoch = taken.epoch();
-        let start = self.start(&taken)?;
+        let start = self.start(&taken);
         tracing::info!(source = self.config.source, ?start, tail = ?taken.tail, "took over");
         match start {
-            Start::Snapshot(epoch) => self.snapshot(taken, epoch, shutdown).await,
-            Start::Now => self.stream(taken, Epoch::FIRST, None, shutdown).await,
+            Start::Snapshot(epoch) => {
+                let ended = self.snapshot(taken, epoch, shutdown).await;
+                self.give_up_snapshot(&ended).await;
+                ended
+            }
+            Start::Now(epoch) => self.stream(taken, epoch, None, shutdown).await,
             Start::After(resume) => self.stream(taken, epoch, Some(resume), shutdown).await,
             Start::Nothing => Ok(Why::Done),
         }
     }
 
     /// What the log says is to be done.
-    fn start(&self, taken: &TakenOver) -> Result<Start, Error> {
+    fn start(&self, taken: &TakenOver) -> Start {
         let Some(state) = &taken.state else {
-            return Ok(match self.config.snapshot {
-                SnapshotMode::Initial | SnapshotMode::Only => Start::Snapshot(Epoch::FIRST),
-                SnapshotMode::Never => Start::Now,
-            });
+            // Without a state, but perhaps not without a history: what the topic holds of an
+            // earlier life must not stand above what follows.
+            let epoch = taken.earlier_epoch.map_or(Epoch::FIRST, Epoch::next);
+            return match self.config.snapshot {
+                SnapshotMode::Initial | SnapshotMode::Only => Start::Snapshot(epoch),
+                SnapshotMode::Never => Start::Now(epoch),
+            };
         };
         match taken.tail {
             // Its rows are void: the next attempt may find them in another order at the same
             // position, so it must not have the same places.
-            Tail::Snapshot => Ok(Start::Snapshot(state.epoch.next())),
-            Tail::Unknown if state.phase == Phase::Snapshot => {
-                Ok(Start::Snapshot(state.epoch.next()))
-            }
-            Tail::Unknown => Err(Error::Contract("no position although the stream had begun")),
-            Tail::At { .. } if self.config.snapshot == SnapshotMode::Only => Ok(Start::Nothing),
-            Tail::At { place, whole } => Ok(Start::After(Resume {
+            Tail::Snapshot => Start::Snapshot(state.epoch.next()),
+            Tail::Unknown if state.phase == Phase::Snapshot => Start::Snapshot(state.epoch.next()),
+            // `never`, and it ended before the first position was in the log: nothing was told.
+            Tail::Unknown => Start::Now(state.epoch),
+            Tail::At { .. } if self.config.snapshot == SnapshotMode::Only => Start::Nothing,
+            Tail::At { place, whole } => Start::After(Resume {
                 after: place.commit,
                 again: !whole,
                 state: state.source_state.clone(),
-            })),
+            }),
+        }
+    }
+
+    /// A snapshot that was not finished is void, and may not be repeated soon: the source must not
+    /// keep its log for it meanwhile.
+    async fn give_up_snapshot(&self, ended: &Result<Why, Error>) {
+        let waits = match ended {
+            Ok(why) => *why == Why::Paused,
+            Err(error) => matches!(error.disposition(), Disposition::Operator | Disposition::Bug),
+        };
+        if !waits || self.handle.status().state != CaptureState::Snapshot {
+            return;
+        }
+        if let Err(error) = self.connector.release().await {
+            let error = error.to_string();
+            tracing::warn!(
+                source = self.config.source,
+                error,
+                "the source may keep its log for us"
+            );
         }
     }
 
@@ -187,7 +216,14 @@ impl Capture {
         let begun = Position { epoch, place: Place::default(), whole: true };
         let none = (ServerIdentity(String::new()), SourceState(String::new()));
         self.write_state(&mut taken, Phase::Snapshot, &none, begun).await?;
-        let mut snapshot = self.connector.snapshot().await?;
+        let mut paused = self.handle.paused();
+        // Taking it can wait for transactions of others: not through a pause.
+        let mut snapshot = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Ok(Why::Shutdown),
+            Ok(_paused) = paused.wait_for(|paused| *paused) => return Ok(Why::Paused),
+            snapshot = self.connector.snapshot() => snapshot?,
+        };
         let commit = snapshot.commit();
         let connector = (snapshot.server(), snapshot.state());
         self.write_state(&mut taken, Phase::Snapshot, &connector, begun).await?;
@@ -202,8 +238,14 @@ impl Capture {
         let place = Place::end_of(epoch, commit);
         self.handle.confirmed(place, 1);
         let producer = session.into_writer().into_producer();
-        let mut taken =
-            TakenOver { producer, control, state: None, tail: Tail::Unknown, open_offset };
+        let mut taken = TakenOver {
+            producer,
+            control,
+            state: None,
+            tail: Tail::Unknown,
+            open_offset,
+            earlier_epoch: None,
+        };
         let position = Position { epoch, place, whole: true };
         self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
         drop(snapshot);
@@ -246,6 +288,11 @@ impl Capture {
         let writer = Writer::new(&self.config, registry, producer, control, epoch, held);
         let mut session = Session::new(&self.config, &self.handle, writer);
         session.keep(state);
+        session.held(held.map_or(Commit::ZERO, |held| match held.ordinal {
+            Ordinal::END => held.commit,
+            // The transaction there is not whole: everything before it is.
+            _ => Commit::binlog(held.commit.file(), held.commit.position().saturating_sub(1)),
+        }));
         // From now, without a position: the first one goes to the log at once.
         session.stream(stream.as_mut(), epoch, resume.is_none(), shutdown).await
     }
@@ -281,7 +328,7 @@ impl Capture {
 #[derive(Debug)]
 enum Start {
     Snapshot(Epoch),
-    Now,
+    Now(Epoch),
     After(Resume),
     Nothing,
 }

@@ -100,6 +100,12 @@ impl<'a> Session<'a> {
         self.saved = Some(Saved { to, state, at: Instant::now() });
     }
 
+    /// The log holds everything up to and including `through`: what the source is told until there
+    /// is more.
+    pub(crate) fn held(&mut self, through: Commit) {
+        self.confirmed = through;
+    }
+
     pub(crate) fn into_writer(self) -> Writer {
         self.writer
     }

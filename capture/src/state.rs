@@ -40,7 +40,9 @@ pub(crate) struct State {
     pub(crate) phase: Phase,
     /// Whom the connector reads.
     pub(crate) server: ServerIdentity,
-    /// What the connector remembers.
+    /// What the connector remembers: text, or `{"zlib": base64}` where it is long. A record has
+    /// room for the schemas of some hundred tables as they are, of thousands when compressed.
+    #[serde(with = "packed")]
     pub(crate) source_state: SourceState,
     /// Partitions of the changes topic: fixed for an epoch.
     pub(crate) partitions: i32,
@@ -56,6 +58,59 @@ pub(crate) struct State {
     pub(crate) producer_id: u64,
     /// Its producer epoch.
     pub(crate) producer_epoch: u64,
+}
+
+/// A long text in little room.
+mod packed {
+    use std::io::{Read, Write};
+
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use flate2::Compression;
+    use flate2::read::ZlibDecoder;
+    use flate2::write::ZlibEncoder;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+    use crate::SourceState;
+
+    /// Shorter text stays readable.
+    const LONG: usize = 64 << 10;
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum Packed {
+        Text(String),
+        Zlib { zlib: String },
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        state: &SourceState,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if state.0.len() < LONG {
+            return serializer.serialize_str(&state.0);
+        }
+        let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+        let packed = encoder.write_all(state.0.as_bytes()).and_then(|()| encoder.finish());
+        let zlib = STANDARD.encode(packed.map_err(ser::Error::custom)?);
+        Packed::Zlib { zlib }.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<SourceState, D::Error> {
+        match Packed::deserialize(deserializer)? {
+            Packed::Text(text) => Ok(SourceState(text)),
+            Packed::Zlib { zlib } => {
+                let bytes = STANDARD.decode(zlib).map_err(de::Error::custom)?;
+                let mut text = String::new();
+                ZlibDecoder::new(bytes.as_slice())
+                    .read_to_string(&mut text)
+                    .map_err(de::Error::custom)?;
+                Ok(SourceState(text))
+            }
+        }
+    }
 }
 
 /// The version that is written.
@@ -74,5 +129,18 @@ mod tests {
         assert_eq!(state.place, Place::new(Epoch::new(2), Commit::lsn(77), Ordinal::new(3)));
         assert_eq!(serde_json::to_string(&state).unwrap(), json);
         assert!(serde_json::from_str::<State>(&json.replace("whole", "half")).is_err());
+    }
+
+    #[test]
+    fn the_schemas_of_thousands_of_tables_fit_one_record() {
+        let json = r#"{"version":1,"epoch":2,"phase":"streaming","server":"7 1","source_state":"{}","partitions":1,"filter":"public.*","place":{"epoch":2,"commit":{"file":0,"position":77},"ordinal":3},"whole":false,"open_offset":12,"producer_id":4,"producer_epoch":1}"#;
+        let mut state: State = serde_json::from_str(json).unwrap();
+        let column =
+            |n: usize| format!("{{\"name\":\"column_{n}\",\"field\":{n},\"kind\":\"text\"}}");
+        state.source_state = SourceState((0..60_000).map(column).collect());
+        assert!(state.source_state.0.len() > 2 << 20);
+        let written = serde_json::to_string(&state).unwrap();
+        assert!(written.len() < 1 << 19, "{}", written.len());
+        assert_eq!(serde_json::from_str::<State>(&written).unwrap(), state);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tailwater_change::{Commit, Place};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
 /// What a source is doing.
@@ -109,10 +110,11 @@ impl CaptureHandle {
         self.inner.paused.send_replace(true);
     }
 
-    /// Goes on after a pause or a stop.
+    /// Goes on after a pause or a stop. Says nothing to a capture that runs: a stop that comes later
+    /// is another one, and waits for its own word.
     pub fn resume(&self) {
         self.inner.paused.send_replace(false);
-        self.inner.resume.notify_one();
+        self.inner.resume.notify_waiters();
     }
 
     /// Makes capture ask the source where it is and say so in the log.
@@ -150,8 +152,8 @@ impl CaptureHandle {
         self.inner.paused.subscribe()
     }
 
-    pub(crate) async fn resumed(&self) {
-        self.inner.resume.notified().await;
+    pub(crate) fn resumed(&self) -> Notified<'_> {
+        self.inner.resume.notified()
     }
 
     pub(crate) async fn probed(&self) {

@@ -4,8 +4,8 @@
 //! and whether the newest transaction has its end.
 
 use tailwater_change::{
-    ChunkError, ChunkJoiner, Control, DecodeError, Envelope, Frame, FrameError, Operation, Place,
-    SchemaId,
+    ChunkError, ChunkJoiner, Control, DecodeError, Envelope, Epoch, Frame, FrameError, Operation,
+    Place, SchemaId,
 };
 
 /// How the log ends.
@@ -44,6 +44,7 @@ pub(crate) struct TailScan {
     control: SchemaId,
     joiner: ChunkJoiner,
     tail: Tail,
+    epoch: Option<Epoch>,
 }
 
 /// A row larger than PostgreSQL and MySQL can have: the tail must be readable whatever the memory
@@ -53,7 +54,7 @@ const LARGEST_ROW: usize = 2 << 30;
 impl TailScan {
     /// Control records carry the schema id `control`.
     pub(crate) fn new(control: SchemaId) -> Self {
-        Self { control, joiner: ChunkJoiner::new(LARGEST_ROW), tail: Tail::Unknown }
+        Self { control, joiner: ChunkJoiner::new(LARGEST_ROW), tail: Tail::Unknown, epoch: None }
     }
 
     /// Takes the next record of the writer that counts.
@@ -71,6 +72,17 @@ impl TailScan {
             return Ok(());
         }
         self.joiner.reset();
+        match &control {
+            Control::Open { epoch, .. }
+            | Control::End { epoch, .. }
+            | Control::Idle { epoch, .. }
+            | Control::SnapshotBegin { epoch, .. }
+            | Control::SnapshotEnd { epoch, .. } => self.note(*epoch),
+            Control::TableBegin { place, .. }
+            | Control::TableEnd { place, .. }
+            | Control::SchemaChange { place, .. } => self.note(place.epoch),
+            Control::Chunk { .. } => {}
+        }
         match control {
             Control::End { epoch, commit, .. }
             | Control::Idle { epoch, commit }
@@ -86,6 +98,15 @@ impl TailScan {
         Ok(())
     }
 
+    /// The newest epoch that any of the records names.
+    pub(crate) fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    fn note(&mut self, epoch: Epoch) {
+        self.epoch = self.epoch.max(Some(epoch));
+    }
+
     /// What the records say.
     pub(crate) fn tail(&self) -> Tail {
         self.tail
@@ -93,6 +114,7 @@ impl TailScan {
 
     fn row(&mut self, message: &[u8]) -> Result<(), TailError> {
         let envelope = Envelope::decode(message)?;
+        self.note(envelope.place.epoch);
         self.tail = match envelope.operation {
             Operation::Read => Tail::Snapshot,
             Operation::Insert | Operation::Update | Operation::Delete | Operation::Truncate => {

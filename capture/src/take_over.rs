@@ -33,6 +33,8 @@ pub(crate) struct TakenOver {
     pub(crate) tail: Tail,
     /// Where our open marker stands in the changes topic.
     pub(crate) open_offset: Offset,
+    /// Without a state: the newest epoch that the topic has seen all the same.
+    pub(crate) earlier_epoch: Option<Epoch>,
 }
 
 impl TakenOver {
@@ -80,7 +82,11 @@ pub(crate) async fn take_over(
         .map_err(log("find the end of the topic"))?;
     let open_offset = Offset::new(end.get() - 1);
     let tail = read_tail(config, client, control, state.as_ref(), open_offset).await?;
-    Ok(TakenOver { producer, control, state, tail, open_offset })
+    let earlier_epoch = match &state {
+        Some(_) => None,
+        None => read_epoch(config, client, control, open_offset).await?,
+    };
+    Ok(TakenOver { producer, control, state, tail, open_offset, earlier_epoch })
 }
 
 async fn create_topics(config: &Config, client: &Client) -> Result<(), Error> {
@@ -198,8 +204,40 @@ async fn read_tail(
             Tail::Unknown => {
                 return Ok(Tail::At { place: state.place, whole: state.whole });
             }
+            // An idle position that was told late is no step back.
+            Tail::At { place, .. } if place < state.place && state.phase == Phase::Streaming => {
+                return Ok(Tail::At { place: state.place, whole: state.whole });
+            }
             found => return Ok(found),
         }
+    }
+}
+
+/// The newest epoch of a topic whose state is gone: of its last record that has a place.
+async fn read_epoch(
+    config: &Config,
+    client: &Client,
+    control: SchemaId,
+    open_offset: Offset,
+) -> Result<Option<Epoch>, Error> {
+    let topic = config.topic();
+    let start = offset(client, &topic, OffsetAt::Earliest).await?.get();
+    let mut window = TAIL_WINDOW;
+    loop {
+        let from = start.max(open_offset.get() - window);
+        let mut scan = TailScan::new(control);
+        read_range(client, &topic, Offset::new(from), open_offset, |_, offset, _, value| {
+            scan.record(value).map_err(|source| Error::Tail {
+                topic: topic.clone(),
+                offset,
+                source,
+            })
+        })
+        .await?;
+        if scan.epoch().is_some() || from == start {
+            return Ok(scan.epoch());
+        }
+        window *= 2;
     }
 }
 

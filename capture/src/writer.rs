@@ -144,6 +144,8 @@ impl Writer {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
                 Event::Begin { commit, committed_at_us } => {
                     self.begin(*commit, *committed_at_us)?;
+                    written.began = true;
+                    written.idle_through = None;
                 }
                 Event::Row(row) => self.row(changes, row).await?,
                 Event::End { transaction } => {
@@ -192,7 +194,7 @@ impl Writer {
         while let Some((number, commit)) = self.awaiting.front()
             && *number < acknowledged
         {
-            newest = Some(*commit);
+            newest = newest.max(Some(*commit));
             count += 1;
             self.awaiting.pop_front();
         }
@@ -372,7 +374,7 @@ impl Writer {
         }
         let mut pending = std::mem::take(&mut self.pending);
         let key = pending.has_key.then_some(pending.key.as_slice());
-        if pending.value.len() > self.chunk_bytes {
+        if key.map_or(0, <[u8]>::len) + pending.value.len() > self.chunk_bytes {
             self.append_chunks(&pending.value).await?;
             pending.value = Vec::new();
         } else {
