@@ -229,7 +229,7 @@ const MAY_CREATE: &str = "
 
 /// A source that changes rows by cascades without logging them needs the same cascade to act
 /// here, which it does not in a session like ours.
-fn hidden_cascades(schema: &TableSchema, to: &TableId) -> Vec<Problem> {
+pub(super) fn hidden_cascades(schema: &TableSchema, to: &TableId) -> Vec<Problem> {
     use tailwater_change::ReferentialAction::{NoAction, Restrict};
     if !schema.hides_cascades {
         return Vec::new();

@@ -12,6 +12,7 @@ use tailwater_change::{Problem, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Error, Statement};
 
+use super::connector::hidden_cascades;
 use super::described::{CatalogEntry, Described, Shared};
 use super::error::{Failure, connect_error, target_error};
 use super::param::Param;
@@ -115,6 +116,7 @@ impl PgTarget {
             .await
             .map_err(|error| target_error(&format!("describing {to}"), error))?;
         let Some(entry) = entry else { return Ok(None) };
+        refuse_hidden_cascades(schema, to)?;
         if let Some(old) = self.tables.remove(to) {
             self.forget(&old).await?;
         }
@@ -222,6 +224,15 @@ impl PgTarget {
     }
 }
 
+/// Rows that the source changes by cascades that it does not log stay as they are here: triggers
+/// keep still in this session, so the tables would part without a word.
+fn refuse_hidden_cascades(schema: &TableSchema, to: &TableId) -> Result<(), TargetError> {
+    match hidden_cascades(schema, to).into_iter().next() {
+        Some(problem) => Err(TargetError::Refused(problem)),
+        None => Ok(()),
+    }
+}
+
 fn missing(table: &TableId) -> TargetError {
     TargetError::Refused(Problem::new(
         format!("the target has no table {table}"),
@@ -258,6 +269,7 @@ impl Target for PgTarget {
         schema: &TableSchema,
         to: &TableId,
     ) -> Result<(), TargetError> {
+        refuse_hidden_cascades(schema, to)?;
         create::create(&self.session, self.version, schema, to).await
     }
 

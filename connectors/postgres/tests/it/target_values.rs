@@ -418,6 +418,30 @@ async fn a_column_that_would_change_values_is_refused_at_once() {
     }
 }
 
+/// A replica session fires no foreign key: cascades that the source does not log never happen.
+#[tokio::test]
+async fn hidden_cascades_are_refused_at_once() {
+    for flavor in flavors() {
+        let mut fixture = Fixture::new(flavor, "CREATE TABLE t (id int PRIMARY KEY)").await;
+        let mut source = schema("t", vec![column("id", int(), "integer")], Identity::Key(vec![0]));
+        source.hides_cascades = true;
+        source.foreign_keys = vec![tailwater_change::ForeignKey {
+            name: "to_parent".into(),
+            columns: vec!["id".into()],
+            referenced: tailwater_change::TableId::new("public", "parent"),
+            referenced_columns: vec!["id".into()],
+            on_delete: tailwater_change::ReferentialAction::Cascade,
+            on_update: tailwater_change::ReferentialAction::NoAction,
+            deferrable: false,
+            initially_deferred: false,
+        }];
+        let error = fixture.target.describe(&source, &source.table).await.unwrap_err();
+        assert!(error.to_string().contains("to_parent"), "{error}");
+        let new = tailwater_change::TableId::new("public", "new");
+        assert!(fixture.target.create_table(&source, &new).await.is_err());
+    }
+}
+
 #[tokio::test]
 async fn a_type_without_a_binary_form_goes_as_text() {
     for flavor in flavors() {
