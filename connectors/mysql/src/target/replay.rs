@@ -147,6 +147,11 @@ impl Session {
         let single = self.single(&shape, &statement).await?;
         match (change.operation, single) {
             (_, Single::Changed(1)) => Ok(0),
+            // Undone even where the caller goes on: a change names one row.
+            (Operation::Delete | Operation::Update, Single::Changed(2..)) => {
+                self.back().await?;
+                Err(conflict(&shape, change, "the target has several rows of this key"))
+            }
             (Operation::Delete, Single::Changed(_)) => {
                 require(policy, &shape, change, "the row to delete is not there")?;
                 Ok(1)
@@ -373,7 +378,11 @@ impl Session {
             sql::read(&shape, old, &[], &mut images.old)?;
             let mut statement = Vec::new();
             sql::put_delete(&shape, &images.old, &mut statement)?;
-            if !matches!(self.single(&shape, &statement).await?, Single::Changed(1)) {
+            let single = self.single(&shape, &statement).await?;
+            if matches!(single, Single::Changed(2..)) {
+                return Err(conflict(&shape, change, "the target has several rows of a key"));
+            }
+            if !matches!(single, Single::Changed(1)) {
                 require(policy, &shape, change, "a row to change is not there")?;
                 repaired += 1;
             }

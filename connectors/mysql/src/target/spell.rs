@@ -180,14 +180,24 @@ impl Scratch {
     }
 }
 
-/// More digits than a decimal literal may have go as text, which the column itself judges.
+/// Digits of a decimal literal that MySQL reads exactly, and those of them after the point.
+const LITERAL_DIGITS: usize = 65;
+const LITERAL_SCALE: usize = 30;
+
+/// More digits than a decimal literal may have go as text, which the column itself judges. Not
+/// fewer: MySQL compares a column with text as doubles, and then many decimals are one.
 fn decimal(text: &str) -> Result<Spelled<'_>, SpellError> {
     match text.as_bytes() {
         b"NaN" => Err(SpellError::Unholdable("NaN")),
         b"Infinity" | b"-Infinity" => Err(SpellError::Unholdable("an infinite number")),
-        digits if digits.len() > 60 => Ok(Spelled::Text(digits)),
         digits if digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'.')) => {
-            Ok(Spelled::Number(digits))
+            let count = digits.iter().filter(|byte| byte.is_ascii_digit()).count();
+            let scale = memchr::memchr(b'.', digits).map_or(0, |at| digits.len() - at - 1);
+            Ok(if count <= LITERAL_DIGITS && scale <= LITERAL_SCALE {
+                Spelled::Number(digits)
+            } else {
+                Spelled::Text(digits)
+            })
         }
         _ => Err(SpellError::Mismatch),
     }
@@ -300,6 +310,10 @@ mod tests {
         assert_eq!(literal(Value::Float64(1.5), Form::Float), "1.5e0");
         assert_eq!(literal(Value::Float32(0.1), Form::Float), "0.10000000149011612e0");
         assert_eq!(literal(Value::Text("-1.50"), Form::Decimal), "-1.50");
+        let most = format!("-{}.{}", "9".repeat(35), "9".repeat(30));
+        assert_eq!(literal(Value::Text(&most), Form::Decimal), most);
+        let beyond = "9".repeat(66);
+        assert_eq!(literal(Value::Text(&beyond), Form::Decimal), format!("'{beyond}'"));
     }
 
     #[test]

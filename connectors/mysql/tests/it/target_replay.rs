@@ -167,3 +167,25 @@ async fn hidden_cascades_fire_here_in_the_sources_order() {
     })
     .await;
 }
+
+/// Compared as doubles, the two would be one row.
+#[tokio::test(flavor = "multi_thread")]
+async fn decimals_of_many_digits_are_told_apart() {
+    use tailwater_change::Kind;
+    on_every_flavor(async |mut bench| {
+        let number = |last: &str| format!("-{}{last}", "9".repeat(61));
+        let (one, two) = (number("1"), number("2"));
+        bench.sql(&format!(
+            "CREATE TABLE t (id DECIMAL(65,0) NOT NULL PRIMARY KEY, n INT); \
+             INSERT INTO t VALUES ({one}, 1), ({two}, 2)"
+        ));
+        let kind = Kind::Decimal { precision: Some(65), scale: Some(0) };
+        let id = crate::target::column("id", 1, kind, "decimal(65,0)");
+        let schema = bench.schema("t", vec![id, int("n", 2)]);
+        let table = bench.table(schema).await;
+        let gone = delete(&table, &[Value::Text(&one), Value::Null]);
+        assert_eq!(bench.replay(&[gone], REPAIR).await.unwrap(), 0);
+        assert_eq!(bench.sql("SELECT * FROM t"), format!("{two}\t2"));
+    })
+    .await;
+}
