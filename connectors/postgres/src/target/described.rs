@@ -313,6 +313,15 @@ impl Described {
         }
     }
 
+    /// Columns of the key in which texts of different bytes may be equal on the target.
+    pub(super) fn folding(&self) -> impl Iterator<Item = usize> {
+        self.schema.key().iter().copied().filter(|&index| {
+            let kind = &self.schema.columns[index].kind;
+            matches!(kind, Kind::Text { .. } | Kind::Enum { .. } | Kind::Uuid)
+                && !self.is_bytes(index)
+        })
+    }
+
     /// Whether two values of the column are equal on the target exactly if their canonical forms
     /// are the same bytes.
     fn is_bytes(&self, index: usize) -> bool {

@@ -56,6 +56,11 @@ impl PgTarget {
         if self.execute(&statement::staged_twice(table), &[]).await? > 0 {
             return Ok(None);
         }
+        if let Some(equal) = statement::equal_keys_staged(table)
+            && self.execute(&equal, &[]).await? > 0
+        {
+            return Ok(None);
+        }
         let there = self.execute(&update, &[]).await?;
         let new = self.execute(&statement::insert_staged(table), &[]).await?;
         let expected = u64::try_from(run.len()).ok();

@@ -7,12 +7,13 @@
 //!
 //! | change | finds | then |
 //! |---|---|---|
-//! | insert | the row there | it is made equal, and counted |
+//! | insert | the row there | it is made equal, and counted; one of an equal key of other bytes is a conflict |
 //! | update | no row | inserted if all of it was sent, and counted; else a conflict |
 //! | delete | no row | counted |
 //! | any | another row in the way | that one is parked (`parking`); on tables where something fires, a conflict |
 //! | any | a value or constraint against it | a conflict |
 
+use futures_util::TryStreamExt as _;
 use tailwater_apply::{Change, ConflictPolicy, TargetError};
 use tailwater_change::{Identity, Operation, Value};
 use tokio_postgres::Statement;
@@ -31,6 +32,9 @@ use super::steps::{
 
 /// Changes in one run. Also keeps the pipeline below what `join_all` polls in order at once.
 const RUN_CHANGES: usize = 30;
+
+/// As much of another row's key as a message shows.
+const KEY_CHARACTERS: usize = 120;
 
 /// A run's images in all: what waits in the driver's queue.
 const RUN_BYTES: usize = 1 << 20;
@@ -166,6 +170,7 @@ impl PgTarget {
         if policy == ConflictPolicy::Stop {
             return Err(stop(table, change, "the row to insert is there already")?.into());
         }
+        self.same_key(table, change).await?;
         self.set_all(table, change).await.map(|()| 1)
     }
 
@@ -229,6 +234,24 @@ impl PgTarget {
             0 => Err(stop(table, change, "the row to delete is not there")?.into()),
             _ => Err(stop(table, change, "the target has several rows of this key")?.into()),
         }
+    }
+
+    /// Where the target takes different keys for equal, the row that stands there may be another:
+    /// making it equal would lose it.
+    async fn same_key(&mut self, table: &Shared, change: &Change) -> Result<(), Failure> {
+        let Some(sql) = statement::equal_key(table) else { return Ok(()) };
+        let params = identity_params(table, change)?;
+        let statement = self.statement(&sql).await?;
+        let failed = |error| Failure::of("comparing a key", error);
+        let rows = self.session.query_raw(&statement, &params).await.map_err(failed)?;
+        let rows: Vec<tokio_postgres::Row> = rows.try_collect().await.map_err(failed)?;
+        let Some(row) = rows.first() else { return Ok(()) };
+        let there: String = row.get(0);
+        let there: String = there.chars().take(KEY_CHARACTERS).collect();
+        let what = format!(
+            "the target takes its key for equal to that of another row, ({there}), which is there"
+        );
+        Err(stop(table, change, &what)?.into())
     }
 
     /// Makes the row with the change's key equal to its new row.

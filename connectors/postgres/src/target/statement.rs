@@ -228,6 +228,44 @@ pub(super) fn exists(table: &Described) -> String {
     )
 }
 
+/// The key, as text, of a row that equals the key in the parameters there and is other bytes;
+/// `None` where the two are one.
+pub(super) fn equal_key(table: &Described) -> Option<String> {
+    let key = identity(table);
+    let differs = list_or(table.folding().filter_map(|index| {
+        let number = key.iter().position(|&column| column == index)? + 1;
+        let column = table.column(index);
+        let ours = comparable(column, &format!("t.{}", name(table, index)));
+        Some(format!("{ours} <> {}", comparable(column, &format!("${number}::{}", column.bare))))
+    }))?;
+    let texts = list(key.iter().map(|&index| format!("(t.{})::text", name(table, index))));
+    Some(format!(
+        "SELECT pg_catalog.concat_ws(', ', {texts}) FROM {} AS t WHERE {} AND ({differs}) LIMIT 1",
+        table.sql,
+        by_parameters(table, key, 1),
+    ))
+}
+
+/// As [`equal_key`], for all rows of the temporary table.
+pub(super) fn equal_keys_staged(table: &Described) -> Option<String> {
+    let differs = list_or(table.folding().map(|index| {
+        let column = table.column(index);
+        let ours = comparable(column, &format!("t.{}", name(table, index)));
+        format!("{ours} <> {}", comparable(column, &format!("s.n{index}")))
+    }))?;
+    Some(format!(
+        "SELECT 1 FROM {} AS t, {} AS s WHERE {} AND ({differs}) LIMIT 1",
+        table.sql,
+        stage(table),
+        by_stage(table, identity(table), Names::New),
+    ))
+}
+
+fn list_or(parts: impl Iterator<Item = String>) -> Option<String> {
+    let parts: Vec<String> = parts.collect();
+    (!parts.is_empty()).then(|| parts.join(" OR "))
+}
+
 /// The condition that a row `t` has the identity in the parameters from number `first` on.
 pub(super) fn by_parameters(table: &Described, columns: &[usize], first: usize) -> String {
     let keyed = matches!(table.schema.identity, Identity::Key(_));

@@ -192,6 +192,36 @@ async fn a_deferrable_key_lets_no_second_row_in() {
     }
 }
 
+/// One by one and as a merge: a row whose key is only equal there is another row.
+#[tokio::test]
+async fn a_row_of_an_equal_key_is_not_overwritten() {
+    use tailwater_change::Identity;
+    for flavor in flavors() {
+        let sql = "CREATE EXTENSION citext; CREATE TABLE t (v citext PRIMARY KEY, k int);
+                   INSERT INTO t VALUES ('A7', 1), ('b', 1)";
+        let mut fixture = Fixture::new(flavor, sql).await;
+        let columns = vec![
+            crate::target::column("v", crate::target::text(), "text"),
+            crate::target::column("k", crate::target::int(), "integer"),
+        ];
+        let table =
+            fixture.describe(crate::target::schema("t", columns, Identity::Key(vec![0]))).await;
+        let names: Vec<String> = (0..2000).map(|number| format!("a{number}")).collect();
+        let all: Vec<Change> =
+            names.iter().map(|name| insert(&table, &[Value::Text(name), Value::Int(2)])).collect();
+        for changes in [&all[7..8], &all[..]] {
+            let error = fixture.replay(changes, ConflictPolicy::Repair).await.unwrap_err();
+            assert!(matches!(error, TargetError::Conflict { .. }), "{error:?}");
+            let said = error.to_string();
+            assert!(said.contains("A7") && said.contains("a7"), "{said}");
+            assert_eq!(fixture.sql("SELECT * FROM t ORDER BY v"), "A7\t1\nb\t1");
+        }
+        let same = [insert(&table, &[Value::Text("b"), Value::Int(2)])];
+        assert_eq!(fixture.replay(&same, ConflictPolicy::Repair).await.unwrap(), 1);
+        assert_eq!(fixture.sql("SELECT * FROM t ORDER BY v"), "A7\t1\nb\t2");
+    }
+}
+
 /// Both ways a COMMIT can lose its answer, and the way it cannot.
 #[tokio::test]
 async fn a_connection_cut_in_commit_has_an_unknown_outcome() {
