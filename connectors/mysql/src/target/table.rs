@@ -363,7 +363,8 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
                      the target's table {} has no such key",
                     schema.table, key.name, catalog.table
                 ),
-                "create the same foreign key with the same actions on the target",
+                "capture the table that it points to as well and create the same foreign key with the \
+                 same actions on the target, or replace the cascade by statements of the application",
             )
         })
         .collect()
