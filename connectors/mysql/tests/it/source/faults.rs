@@ -192,6 +192,10 @@ fn a_position_that_is_gone_is_named() {
             let mut future = resume.clone();
             future.after = tailwater_change::Commit::binlog(9999, 4);
             assert!(lost(future).await.contains("has no binlog.009999"));
+            let mut between = resume.clone();
+            let inside = between.after.position() - 10;
+            between.after = tailwater_change::Commit::binlog(between.after.file(), inside);
+            assert!(lost(between).await.contains("no event of binlog."));
             let mut renamed = resume.clone();
             renamed.state.0 = renamed.state.0.replace("\"base\":\"binlog\"", "\"base\":\"other\"");
             assert!(lost(renamed).await.contains("not other"));
