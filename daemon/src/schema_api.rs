@@ -84,9 +84,7 @@ impl IntoResponse for Refusal {
                 42202,
                 format!("The specified version '{version}' is not a valid version id."),
             ),
-            Self::Backend(error) => {
-                (StatusCode::INTERNAL_SERVER_ERROR, 50001, format!("{error}"))
-            }
+            Self::Backend(error) => (StatusCode::INTERNAL_SERVER_ERROR, 50001, format!("{error}")),
         };
         (status, answer(json!({ "error_code": code, "message": message }))).into_response()
     }
@@ -144,16 +142,12 @@ async fn find(
     if matches!(version, "latest" | "-1") {
         return Ok(*latest);
     }
-    let number: u32 =
-        version.parse().map_err(|_| Refusal::InvalidVersion(version.to_owned()))?;
+    let number: u32 = version.parse().map_err(|_| Refusal::InvalidVersion(version.to_owned()))?;
     let found = versions.iter().find(|(version, _)| *version == number);
     found.copied().ok_or_else(|| Refusal::Version(version.to_owned()))
 }
 
-async fn by_id(
-    State(registry): State<Registry>,
-    Path(id): Path<u32>,
-) -> Result<Response, Refusal> {
+async fn by_id(State(registry): State<Registry>, Path(id): Path<u32>) -> Result<Response, Refusal> {
     let schema = registry.schema(SchemaId::new(id)).await?;
     Ok(answer(json!({ "schemaType": "PROTOBUF", "schema": &*schema })))
 }

@@ -79,8 +79,8 @@ pub(crate) async fn reach(
 
 fn applied(status: &Status, epoch: Option<tailwater_change::Epoch>, goal: Commit) -> bool {
     let (Some(place), Some(epoch)) = (status.place, epoch) else { return false };
-    let through = place.epoch > epoch || (place.epoch == epoch && place.commit >= goal);
-    through && status.state == State::Streaming
+    // A target that is in a later epoch than the source's own capture has read another log.
+    place.epoch == epoch && place.commit >= goal && status.state == State::Streaming
 }
 
 /// Why it will never get there without a person.

@@ -1,5 +1,6 @@
 //! What the rows of a schema are written to: found on the target, or made there.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use tailwater_change::{Problem, SchemaId, TableId, TableSchema};
@@ -104,8 +105,12 @@ impl Session<'_> {
         schema: &Arc<TableSchema>,
         to: &TableId,
     ) -> Result<(), Error> {
+        // A foreign key to a table that this pipeline does not fill could never be satisfied.
         let route = self.context.config.route.clone();
-        self.target.finish_table(schema, to, &|table| route.target(table)).await?;
+        let ours: HashSet<TableId> =
+            self.state.tables.iter().map(|entry| entry.table.clone()).collect();
+        let reach = |table: &TableId| route.target(table).filter(|to| ours.contains(to));
+        self.target.finish_table(schema, to, &reach).await?;
         Ok(())
     }
 

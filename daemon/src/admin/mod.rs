@@ -148,6 +148,9 @@ async fn pipeline_action(
 /// Pauses the pipeline and lets the log and the target forget its position.
 async fn detach(app: &App, name: &str) -> Response {
     let Some(role) = app.pipelines.get(name) else { return unknown("pipeline", name) };
+    if role.handle.status().state == tailwater_apply::State::Standby {
+        return refused("another process applies this pipeline: ask that one");
+    }
     if let Err(error) = role.handle.pause().await {
         return refused(&error.to_string());
     }
