@@ -142,17 +142,21 @@ fn truncation_is_a_row_of_its_own_transaction() {
 
 #[test]
 fn statements_instead_of_rows_stop_the_stream() {
-    on_each(async |server, database| {
-        server.sql(database, "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
-        let source = source(server, database);
-        let (_, resume) = snapshot(&*source).await;
-        let mut tail = Tail::open(&*source, Some(&resume)).await;
-        server
-            .sql(database, "SET SESSION binlog_format = 'STATEMENT'; INSERT INTO t VALUES (1)")
-            .unwrap();
-        let error = tail.failure().await.to_string();
-        assert!(error.contains("logged as a statement"), "{error}");
-    });
+    for flavor in flavors() {
+        // Not the shared server: it stops every stream of it.
+        let server = Server::start(flavor).unwrap();
+        let database = server.create_database().unwrap();
+        server.sql(&database, "CREATE TABLE t (id int PRIMARY KEY)").unwrap();
+        run(async {
+            let source = source(&server, &database);
+            let (_, resume) = snapshot(&*source).await;
+            let mut tail = Tail::open(&*source, Some(&resume)).await;
+            let change = "SET SESSION binlog_format = 'STATEMENT'; INSERT INTO t VALUES (1)";
+            server.sql(&database, change).unwrap();
+            let error = tail.failure().await.to_string();
+            assert!(error.contains("logged as a statement"), "{error}");
+        });
+    }
 }
 
 #[test]
