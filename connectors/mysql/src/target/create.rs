@@ -15,7 +15,7 @@ use tailwater_change::{
 use super::collation;
 use super::mapping::{Abilities, Usage, exact_collation, mapping};
 use super::session::{Session, refused};
-use super::table::{missing_cascades, on};
+use super::table::on;
 use crate::catalog::{self, CatalogTable};
 use crate::connect::{quote_name, quote_table};
 
@@ -89,25 +89,7 @@ impl Session {
             }
         }
         self.forget_shapes();
-        self.refuse_missing_cascades(schema, to).await
-    }
-
-    /// Where the source does not log what its cascades do, ours must do it. Asked here and not at
-    /// every look: before the load there are no foreign keys yet.
-    async fn refuse_missing_cascades(
-        &mut self,
-        schema: &TableSchema,
-        to: &TableId,
-    ) -> Result<(), TargetError> {
-        if !schema.hides_cascades || schema.foreign_keys.is_empty() {
-            return Ok(());
-        }
-        let operation = on("read the foreign keys of", to);
-        let found = catalog::table(&mut self.conn, self.server, to)
-            .await
-            .map_err(|error| super::failure::Failure::of(error).into_target(&operation))?;
-        let problems = found.map(|found| missing_cascades(schema, &found)).unwrap_or_default();
-        if problems.is_empty() { Ok(()) } else { Err(refused(&problems)) }
+        Ok(())
     }
 
     async fn add_foreign_key(

@@ -363,8 +363,7 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
                      the target's table {} has no such key",
                     schema.table, key.name, catalog.table
                 ),
-                "capture the table that it points to as well and create the same foreign key with the \
-                 same actions on the target, or replace the cascade by statements of the application",
+                "create the same foreign key with the same actions on the target",
             )
         })
         .collect()

@@ -67,27 +67,6 @@ async fn a_source_that_hides_cascades_needs_the_same_ones_here() {
     .await;
 }
 
-/// A table of ours whose cascades cannot be made, as their parent is not captured, would part from
-/// the source without a word.
-#[tokio::test(flavor = "multi_thread")]
-async fn hidden_cascades_that_cannot_be_made_are_refused_after_the_load() {
-    on_every_flavor(async |mut bench| {
-        bench.sql("CREATE TABLE p (id INT NOT NULL PRIMARY KEY)");
-        let mut schema = bench.schema("t", vec![int("id", 1), int("p", 2)]);
-        schema.hides_cascades = true;
-        schema.foreign_keys = vec![foreign_key(&bench, "to_p", "p")];
-        bench.target.create_table(&schema, &schema.table).await.unwrap();
-        bench.table(schema.clone()).await;
-        let to = schema.table.clone();
-        let none = |_: &tailwater_change::TableId| None;
-        let error = bench.target.finish_table(&schema, &to, &none).await.unwrap_err();
-        assert!(error.to_string().contains("to_p"), "{error}");
-        let all = |table: &tailwater_change::TableId| Some(table.clone());
-        bench.target.finish_table(&schema, &to, &all).await.unwrap();
-    })
-    .await;
-}
-
 fn foreign_key(bench: &Bench, name: &str, referenced: &str) -> ForeignKey {
     ForeignKey {
         name: name.into(),
