@@ -246,6 +246,13 @@ async fn a_connection_cut_in_commit_has_an_unknown_outcome() {
         assert!(matches!(error, TargetError::UnknownOutcome(_)), "{error:?}");
         proxy.wait_for_cut(Duration::from_secs(20)).unwrap();
         drop(target);
+        if happens {
+            // The server has the COMMIT, and finishes it without us.
+            tailwater_scratch::wait_until(Duration::from_secs(20), "the commit", || {
+                Ok((fixture.sql("SELECT count(*) FROM t") == "1").then_some(()))
+            })
+            .unwrap();
+        }
         let expected = if happens { moved } else { ours };
         assert_eq!(fixture.target.progress("shop").await.unwrap(), Some(expected));
         assert_eq!(fixture.sql("SELECT count(*) FROM t"), if happens { "1" } else { "0" });
