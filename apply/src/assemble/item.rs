@@ -33,7 +33,8 @@ pub struct Mark {
 pub struct Part {
     /// The rows in the source's order; those of tables that are not applied are left out.
     pub changes: Vec<Change>,
-    /// About what the rows hold of memory.
+    /// About what the rows hold of memory: their own, and what was walked of the log since the last
+    /// part. Rows that are left out lie in the read buffers that their neighbours keep.
     pub bytes: usize,
     /// Where the transaction's first record stands.
     pub from: Offset,

@@ -81,6 +81,10 @@ pub struct Assembler {
     met_applied: bool,
     open: Option<Open>,
     next_offset: Offset,
+    /// Bytes of all records walked, whether anything came of them.
+    walked_bytes: u64,
+    /// How many of them the parts given so far have told of.
+    told_bytes: u64,
 }
 
 /// The batch being walked.
@@ -122,6 +126,8 @@ impl Assembler {
             met_applied: false,
             open: resume.snapshot.map(|place| Open::snapshot(place, next_offset)),
             next_offset,
+            walked_bytes: 0,
+            told_bytes: 0,
         }
     }
 
@@ -211,6 +217,8 @@ impl Assembler {
                 offset: record.offset,
                 problem: AssembleProblem::NoValue,
             })?;
+            let key = record.key.map_or(0, |key| key.len());
+            self.walked_bytes += (key + value.len()) as u64;
             let (from, at) = (record.offset, record.offset);
             return Ok(Some(Entry { from, at, value, joined: false, producer }));
         }
@@ -250,7 +258,7 @@ impl Assembler {
         if !self.counts(entry.producer) {
             return Ok(());
         }
-        let change = change_of(usage, &value, frame.message)?;
+        let change = change_of(usage, &entry, frame.message)?;
         if !entry.joined {
             self.joiner.reset();
         }
@@ -379,7 +387,8 @@ impl Assembler {
         self.void_before(place)?;
         let open = self.open.get_or_insert_with(|| Open::transaction(place, entry.from));
         let end = row.last && !snapshot;
-        if open.add(row) && open.is_full(self.bounds) && !end {
+        let before = self.walked_bytes - if entry.joined { 0 } else { entry.value.len() as u64 };
+        if open.add(row, before) && open.is_full(self.bounds, self.walked_bytes) && !end {
             self.flush(false, self.next_offset);
         }
         if end {
@@ -513,7 +522,8 @@ impl Assembler {
             return;
         }
         let mark = Mark { place: open.reached(end, self.passed), next_offset, writer: self.writer };
-        let part = open.give(end, mark);
+        let walked = self.walked_bytes - std::mem::replace(&mut self.told_bytes, self.walked_bytes);
+        let part = open.give(end, mark, walked);
         if end {
             self.passed = part.mark.place;
             self.open = None;
@@ -537,10 +547,16 @@ struct Logged {
     last: bool,
     /// `None`: of a table that is not applied.
     change: Option<Change>,
+    /// What the change holds of memory besides the read buffer that its record lies in.
     bytes: usize,
 }
 
-fn change_of(usage: &SchemaUse, value: &Bytes, message: &[u8]) -> Result<Logged, AssembleProblem> {
+fn change_of(
+    usage: &SchemaUse,
+    entry: &Entry,
+    message: &[u8],
+) -> Result<Logged, AssembleProblem> {
+    let value = &entry.value;
     let envelope = Envelope::decode(message).map_err(AssembleProblem::Decode)?;
     check_images(&envelope)?;
     let change = match usage {
@@ -562,7 +578,10 @@ fn change_of(usage: &SchemaUse, value: &Bytes, message: &[u8]) -> Result<Logged,
         place: envelope.place,
         committed_at_us: envelope.committed_at_us,
         last: envelope.last,
-        bytes: if change.is_some() { value.len() + size_of::<Change>() } else { 0 },
+        bytes: change.as_ref().map_or(0, |change| {
+            let joined = if entry.joined { value.len() } else { 0 };
+            size_of::<Change>() + size_of_val(change.unsent.as_slice()) + joined
+        }),
         change,
     })
 }

@@ -1,4 +1,8 @@
 //! The transaction that has begun and not ended.
+//!
+//! A row is a slice of the buffer it was read into, and keeps all of that buffer: the rows of other
+//! tables in it, duplicates, markers. What is held is therefore measured by how much of the log has
+//! been walked since the first row that is held, whatever became of it.
 
 use tailwater_change::{Ordinal, Place};
 use tailwater_kafka::Offset;
@@ -17,7 +21,10 @@ pub(super) struct Open {
     from: Offset,
     given: bool,
     changes: Vec<Change>,
+    /// What the changes hold besides the read buffers.
     bytes: usize,
+    /// How much of the log had been walked before the first of them.
+    held_since: u64,
     committed_at_us: Option<i64>,
 }
 
@@ -31,6 +38,7 @@ impl Open {
             given: false,
             changes: Vec::new(),
             bytes: 0,
+            held_since: 0,
             committed_at_us: None,
         }
     }
@@ -59,13 +67,17 @@ impl Open {
             && self.last.is_some_and(|last| place.ordinal <= last)
     }
 
-    /// Adds a row; `false`: it is there already.
-    pub(super) fn add(&mut self, row: Logged) -> bool {
+    /// Adds a row, before which `walked` bytes of the log had been walked; `false`: it is there
+    /// already.
+    pub(super) fn add(&mut self, row: Logged, walked: u64) -> bool {
         if self.has(row.place) {
             return false;
         }
         self.last = Some(row.place.ordinal);
         self.committed_at(row.committed_at_us);
+        if self.is_empty() {
+            self.held_since = walked;
+        }
         self.bytes += row.bytes;
         self.changes.extend(row.change);
         true
@@ -75,8 +87,10 @@ impl Open {
         self.committed_at_us = committed_at_us.or(self.committed_at_us);
     }
 
-    pub(super) fn is_full(&self, bounds: PartBounds) -> bool {
-        self.changes.len() >= bounds.rows || self.bytes >= bounds.bytes
+    /// Whether what is held is to be given away, now that `walked` bytes of the log are walked.
+    pub(super) fn is_full(&self, bounds: PartBounds, walked: u64) -> bool {
+        let held = walked - self.held_since + self.bytes as u64;
+        !self.is_empty() && (self.changes.len() >= bounds.rows || held >= bounds.bytes as u64)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -98,12 +112,14 @@ impl Open {
         }
     }
 
-    /// Gives away what is held.
-    pub(super) fn give(&mut self, end: bool, mark: Mark) -> Part {
+    /// Gives away what is held; `walked` bytes of the log were walked since the last part.
+    pub(super) fn give(&mut self, end: bool, mark: Mark, walked: u64) -> Part {
         let first = !std::mem::replace(&mut self.given, true);
         Part {
             changes: std::mem::take(&mut self.changes),
-            bytes: std::mem::take(&mut self.bytes),
+            bytes: usize::try_from(walked)
+                .unwrap_or(usize::MAX)
+                .saturating_add(std::mem::take(&mut self.bytes)),
             from: self.from,
             first,
             end,

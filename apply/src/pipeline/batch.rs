@@ -43,7 +43,10 @@ impl Batch {
             self.transactions += 1;
             self.committed_at_us.extend(part.committed_at_us);
         }
-        self.bytes += part.bytes;
+        // What was walked before the first row is kept by none.
+        if !self.changes.is_empty() || !part.changes.is_empty() {
+            self.bytes = self.bytes.saturating_add(part.bytes);
+        }
         if self.changes.is_empty() {
             self.changes = part.changes;
         } else {

@@ -7,6 +7,7 @@ mod assembling;
 mod commanding;
 mod exactly_once;
 mod loading;
+mod pinned;
 mod planning;
 mod rig;
 mod support;
