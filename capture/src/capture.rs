@@ -3,8 +3,10 @@
 //! ```text
 //!   lock ─► take over ─► snapshot ─► stream ──┐
 //!    ▲  (standby: another holds it)           │ retry: backoff
-//!    └────────────────────────────────────────┘ operator: stopped until `resume`
+//!    └────────────────────────────────────────┘ operator: stopped until `resume` or `resync`
 //! ```
+//!
+//! A `resync` ends whatever is being done and begins again with a snapshot, under a later epoch.
 //!
 //! Every way back leads through a take-over, also from oneself: there is one path by which a
 //! position is found, and it is the one that a crash takes.
@@ -16,17 +18,18 @@ use std::time::Duration;
 use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place};
 use tailwater_kafka::{Client, Producer, TopicPartition};
 use tailwater_registry::Registry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, SnapshotMode};
 use crate::error::{Error, log};
 use crate::session::{Session, Why};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
-use crate::status::{CaptureHandle, CaptureState};
+use crate::status::{CaptureHandle, CaptureState, ResyncOrder, Resyncs};
 use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
-use crate::{Resume, ServerIdentity, SourceConnector, SourceState};
+use crate::{Resume, ServerIdentity, SourceConnector, SourceError, SourceState};
 
 /// How often a standby looks whether its turn has come.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,26 +61,37 @@ impl Capture {
     /// Runs until `shutdown`: everything that was read is then in the log.
     pub async fn run(self, shutdown: CancellationToken) {
         let mut backoff = BACKOFF.0;
+        let mut resyncs = self.handle.resyncs();
         while !shutdown.is_cancelled() {
             let before = self.handle.status().place;
+            // One that is asked for from here on ends a wait; one that this attempt cannot begin
+            // does not make the next come sooner.
+            resyncs.mark_unchanged();
             let ended = self.attempt(&shutdown).await;
             if self.handle.status().place != before {
                 backoff = BACKOFF.0;
             }
             let wait = match ended {
                 Ok(Why::Shutdown) => return,
+                Ok(Why::Resync) => None,
                 Ok(Why::Paused) => self.paused(&shutdown).await,
-                Ok(Why::Done) => self.stopped("the snapshot is complete", &shutdown).await,
+                Ok(Why::Done) => {
+                    self.stopped("the snapshot is complete", &mut resyncs, &shutdown).await
+                }
                 Ok(Why::Standby) => {
                     self.handle.set(CaptureState::Standby, None);
                     Some(STANDBY_INTERVAL)
                 }
-                Err(error) => self.failed(&error, &mut backoff, &shutdown).await,
+                Err(error) => {
+                    let failed = self.failed(&error, &mut backoff, &mut resyncs, &shutdown);
+                    failed.await
+                }
             };
             if let Some(wait) = wait {
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = shutdown.cancelled() => {}
+                    _asked = resyncs.changed() => {}
                 }
             }
         }
@@ -87,10 +101,11 @@ impl Capture {
         &self,
         error: &Error,
         backoff: &mut Duration,
+        resyncs: &mut watch::Receiver<Resyncs>,
         shutdown: &CancellationToken,
     ) -> Option<Duration> {
-        let text = with_causes(error);
         let source = self.config.source.as_str();
+        let text = with_name(&with_causes(error), source);
         match error.disposition() {
             Disposition::Retry => {
                 tracing::warn!(source, error = %text, "capture failed, trying again");
@@ -106,18 +121,24 @@ impl Capture {
             }
             Disposition::Operator | Disposition::Bug => {
                 tracing::error!(source, error = %text, "capture stopped");
-                self.stopped(&text, shutdown).await
+                self.stopped(&text, resyncs, shutdown).await
             }
         }
     }
 
-    async fn stopped(&self, why: &str, shutdown: &CancellationToken) -> Option<Duration> {
+    async fn stopped(
+        &self,
+        why: &str,
+        resyncs: &mut watch::Receiver<Resyncs>,
+        shutdown: &CancellationToken,
+    ) -> Option<Duration> {
         // Listens before it says that it stopped: who answers that is heard.
         let mut resumed = std::pin::pin!(self.handle.resumed());
         resumed.as_mut().enable();
         self.handle.set(CaptureState::Stopped, Some(why.to_owned()));
         tokio::select! {
             () = resumed => {}
+            _asked = resyncs.changed() => {}
             () = shutdown.cancelled() => {}
         }
         None
@@ -142,13 +163,19 @@ impl Capture {
             self.handle.set(CaptureState::Starting, self.handle.status().error);
         }
         let Some(_lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
-        let taken = take_over(&self.config, &self.client, &self.registry).await?;
+        let server = self.connector.server().await?;
+        let order = self.handle.resync_order();
+        let (config, client, registry) = (&self.config, &self.client, &self.registry);
+        let taken = take_over(config, client, registry, server, order.is_some()).await?;
         let epoch = taken.epoch();
-        let start = self.start(&taken);
+        let start = match order {
+            Some(order) => Start::Snapshot(taken.later_epoch(order.above)),
+            None => self.start(&taken),
+        };
         tracing::info!(source = self.config.source, ?start, tail = ?taken.tail, "took over");
         match start {
             Start::Snapshot(epoch) => {
-                let ended = self.snapshot(taken, epoch, shutdown).await;
+                let ended = self.snapshot(taken, epoch, order, shutdown).await;
                 self.give_up_snapshot(&ended).await;
                 ended
             }
@@ -161,9 +188,7 @@ impl Capture {
     /// What the log says is to be done.
     fn start(&self, taken: &TakenOver) -> Start {
         let Some(state) = &taken.state else {
-            // Without a state, but perhaps not without a history: what the topic holds of an
-            // earlier life must not stand above what follows.
-            let epoch = taken.earlier_epoch.map_or(Epoch::FIRST, Epoch::next);
+            let epoch = taken.later_epoch(Epoch::new(0));
             return match self.config.snapshot {
                 SnapshotMode::Initial | SnapshotMode::Only => Start::Snapshot(epoch),
                 SnapshotMode::Never => Start::Now(epoch),
@@ -209,6 +234,7 @@ impl Capture {
         &self,
         mut taken: TakenOver,
         epoch: Epoch,
+        order: Option<ResyncOrder>,
         shutdown: &CancellationToken,
     ) -> Result<Why, Error> {
         self.handle.set(CaptureState::Snapshot, None);
@@ -216,19 +242,25 @@ impl Capture {
         let begun = Position { epoch, place: Place::default(), whole: true };
         let none = (ServerIdentity(String::new()), SourceState(String::new()));
         self.write_state(&mut taken, Phase::Snapshot, &none, begun).await?;
-        let mut paused = self.handle.paused();
+        self.handle.writes(epoch);
+        if let Some(order) = order {
+            self.handle.resync_begun(order);
+        }
+        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
         // Taking it can wait for transactions of others: not through a pause.
         let mut snapshot = tokio::select! {
             biased;
             () = shutdown.cancelled() => return Ok(Why::Shutdown),
             Ok(_paused) = paused.wait_for(|paused| *paused) => return Ok(Why::Paused),
+            Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => return Ok(Why::Resync),
             snapshot = self.connector.snapshot() => snapshot?,
         };
         let commit = snapshot.commit();
         let connector = (snapshot.server(), snapshot.state());
+        still_the_same(&taken.server, &connector.0)?;
         self.write_state(&mut taken, Phase::Snapshot, &connector, begun).await?;
 
-        let TakenOver { producer, control, open_offset, .. } = taken;
+        let TakenOver { producer, control, open_offset, server, .. } = taken;
         let registry = self.registry.clone();
         let writer = Writer::new(&self.config, registry, producer, control, epoch, None);
         let mut session = Session::new(&self.config, &self.handle, writer);
@@ -245,6 +277,7 @@ impl Capture {
             tail: Tail::Unknown,
             open_offset,
             earlier_epoch: None,
+            server,
         };
         let position = Position { epoch, place, whole: true };
         self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
@@ -272,6 +305,7 @@ impl Capture {
             }
         };
         let connector = (stream.server(), stream.state());
+        still_the_same(&taken.server, &connector.0)?;
         let state = self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
         let held = match taken.tail {
             // Whole: nothing of that transaction is wanted again, not even its end.
@@ -282,6 +316,7 @@ impl Capture {
         if let Some(held) = held {
             self.handle.confirmed(held, 0);
         }
+        self.handle.writes(epoch);
         self.handle.set(CaptureState::Streaming, None);
         let TakenOver { producer, control, .. } = taken;
         let registry = self.registry.clone();
@@ -351,6 +386,20 @@ async fn write_state(config: &Config, producer: &mut Producer, state: &State) ->
         .append(to, Some(STATE_KEY), &[&json], (config.clock)())
         .map_err(log("append the state"))?;
     producer.drain().await.map_err(log("append the state"))
+}
+
+/// The open marker names whom its writer reads; a fail-over in between takes over again.
+fn still_the_same(opened: &ServerIdentity, reads: &ServerIdentity) -> Result<(), Error> {
+    if opened == reads {
+        return Ok(());
+    }
+    let what = format!("{} answers, a moment ago it was {}", reads.0, opened.0);
+    Err(SourceError::unavailable("begin to read", what).into())
+}
+
+/// Connectors do not know what their source is called: commands that they name get it here.
+fn with_name(text: &str, source: &str) -> String {
+    text.replace("tailwater resync", &format!("tailwater resync --source {source}"))
 }
 
 /// An error and its causes on one line.

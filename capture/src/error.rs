@@ -92,7 +92,10 @@ pub enum Error {
         source: tailwater_change::SchemaTextError,
     },
     /// What the log holds of this source cannot be read.
-    #[error("record at offset {offset} of {topic} cannot be read")]
+    #[error(
+        "record at offset {offset} of {topic} cannot be read: restore the topic, or take a new \
+         snapshot beyond it: `tailwater resync`"
+    )]
     Tail {
         /// The topic.
         topic: String,
@@ -117,8 +120,7 @@ pub enum Error {
     /// A captured table changed.
     #[error(
         "{table} changed its definition: {description}; make the same change on the targets, then \
-         take a new snapshot: give the source another name in the configuration, and its pipelines \
-         on_existing = \"replace\""
+         take a new snapshot: `tailwater resync`"
     )]
     SchemaChange {
         /// The table.

@@ -27,5 +27,5 @@ pub use reader::{ReadRow, TableReader};
 pub use source::{
     Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
 };
-pub use status::{CaptureHandle, CaptureState, CaptureStatus};
+pub use status::{CaptureHandle, CaptureState, CaptureStatus, ResyncError};
 pub use tail::TailError;

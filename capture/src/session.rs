@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tailwater_change::{Commit, Epoch, Place};
+use tailwater_change::{Commit, Disposition, Epoch, Place};
 use tailwater_kafka::{Acknowledged, PartitionId, TopicPartition};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::error::{Error, log};
 use crate::state::State;
-use crate::status::CaptureHandle;
+use crate::status::{CaptureHandle, Resyncs};
 use crate::writer::Writer;
 use crate::{Changes, Snapshot, Stream};
 
@@ -36,6 +36,8 @@ pub(crate) enum Why {
     Standby,
     /// A snapshot without a stream is complete.
     Done,
+    /// A new snapshot is asked for.
+    Resync,
 }
 
 /// One connection's worth of capture.
@@ -76,6 +78,7 @@ enum Next {
     Tick,
     Probe,
     End(Why),
+    Failed(Error),
 }
 
 impl<'a> Session<'a> {
@@ -117,13 +120,16 @@ impl<'a> Session<'a> {
         shutdown: &CancellationToken,
     ) -> Result<Option<Why>, Error> {
         self.writer.snapshot_begin(snapshot.commit()).await?;
-        let mut paused = self.handle.paused();
+        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
         loop {
             self.writer.producer().ready().await.map_err(log("append"))?;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return Ok(Some(Why::Shutdown)),
                 Ok(_paused) = paused.wait_for(|paused| *paused) => return Ok(Some(Why::Paused)),
+                Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => {
+                    return Ok(Some(Why::Resync));
+                }
                 read = snapshot.next(&mut self.changes, self.config.decode_bytes) => read?,
             }
             let written = self.writer.write(&self.changes).await?;
@@ -148,27 +154,31 @@ impl<'a> Session<'a> {
         self.idle.wanted = tell_first_position;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut paused = self.handle.paused();
+        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
         loop {
             let room = self.writer.producer();
             let next = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => Next::End(Why::Shutdown),
                 Ok(_paused) = paused.wait_for(|paused| *paused) => Next::End(Why::Paused),
+                Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Next::End(Why::Resync),
                 Ok(()) = self.acknowledged.changed() => Next::Acknowledged,
                 _at = tick.tick() => Next::Tick,
                 () = self.handle.probed() => Next::Probe,
                 read = read(room, stream, &mut self.changes, self.config.decode_bytes) => {
-                    read?;
-                    Next::Changes
+                    read.map_or_else(Next::Failed, |()| Next::Changes)
                 }
             };
+            if let Next::Failed(error) = next {
+                return Err(self.last(error).await);
+            }
             // A read that lost the race may have decoded something already.
             if !self.changes.is_empty() {
                 self.write().await?;
             }
             match next {
-                Next::Changes => {}
+                // Left above.
+                Next::Failed(_) | Next::Changes => {}
                 Next::Acknowledged => self.confirm(stream, epoch).await?,
                 Next::Tick => self.tick(stream, epoch).await?,
                 Next::Probe => {
@@ -268,6 +278,20 @@ impl<'a> Session<'a> {
             drained.map_err(log("append"))?;
         }
         self.confirm(stream, epoch).await
+    }
+
+    /// What a person must see to is said when the log holds all that came before it: who looks at
+    /// the targets then sees where the source stands.
+    async fn last(&mut self, error: Error) -> Error {
+        match error.disposition() {
+            Disposition::Retry | Disposition::Fenced => return error,
+            Disposition::Operator | Disposition::Bug => {}
+        }
+        let drained = tokio::time::timeout(DRAIN_DEADLINE, self.writer.producer().drain()).await;
+        match drained {
+            Ok(Err(failed)) => log("append")(failed),
+            Ok(Ok(())) | Err(_) => error,
+        }
     }
 
     fn report_rows(&mut self) {

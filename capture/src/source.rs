@@ -19,8 +19,8 @@ use tailwater_change::{Commit, Problem, TableSchema};
 
 use crate::{Changes, SourceError, TableReader};
 
-/// Who the server is: PostgreSQL's system identifier and timeline; MySQL's server uuid and binlog
-/// base name.
+/// Who the server is: PostgreSQL's system identifier and timeline; MySQL's server uuid (MariaDB: its
+/// server id and GTID domain) and binlog base name. Positions of two of them do not compare.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServerIdentity(pub String);
@@ -67,6 +67,12 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
     /// Tries everything that snapshot and stream need; every problem with its remedy, none twice.
     async fn check(&self) -> Vec<Problem>;
 
+    /// Who answers now: what a stream or a snapshot of this moment would name.
+    ///
+    /// # Errors
+    /// Cannot be asked.
+    async fn server(&self) -> Result<ServerIdentity, SourceError>;
+
     /// The captured tables as they are now, in an order in which foreign keys point backwards
     /// where that is possible.
     ///
@@ -90,7 +96,8 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
         Ok(Some(SourceLock::new(())))
     }
 
-    /// Takes the stream's starting position (slot, GTID set) and a snapshot exactly there.
+    /// Takes the stream's starting position (slot, GTID set) and a snapshot exactly there. What an
+    /// earlier one left on the source, usable or not, is replaced.
     ///
     /// # Errors
     /// As the variants say; nothing is left behind that a second call would stumble over.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tailwater_change::{Commit, Place};
+use tailwater_change::{Commit, Epoch, Place};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 
@@ -13,7 +14,7 @@ pub enum CaptureState {
     /// Taking over the log.
     #[default]
     Starting,
-    /// Reading the first snapshot.
+    /// Reading a snapshot: the first, or the one of a resync.
     Snapshot,
     /// Reading the stream.
     Streaming,
@@ -47,12 +48,52 @@ impl CaptureState {
 pub struct CaptureStatus {
     /// What it is doing.
     pub state: CaptureState,
+    /// The epoch that is being written.
+    pub epoch: Option<Epoch>,
     /// The newest place of which the log holds everything up to it.
     pub place: Option<Place>,
     /// The newest commit position that the source has told of.
     pub seen: Option<Commit>,
     /// Why it is retrying or stopped.
     pub error: Option<String>,
+}
+
+/// Why a resync has not begun; nothing has happened then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResyncError {
+    /// Another process captures the source.
+    #[error("another process captures this source: ask that one")]
+    Standby,
+    /// The source or the log did not answer.
+    #[error("the source is {}, and the resync has not begun: {why}; ask again", state.as_str())]
+    NotBegun {
+        /// What the source is doing.
+        state: CaptureState,
+        /// What keeps it from beginning.
+        why: String,
+    },
+}
+
+/// A resync that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResyncOrder {
+    number: u64,
+    /// Its epoch must be a later one than this.
+    pub(crate) above: Epoch,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Resyncs {
+    asked: u64,
+    settled: u64,
+    above: Option<Epoch>,
+}
+
+impl Resyncs {
+    /// Whether one was asked for that has neither begun nor been given up.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.asked > self.settled
+    }
 }
 
 /// Watches and steers the capture of one source. Cheap to clone.
@@ -65,6 +106,9 @@ pub struct CaptureHandle {
 struct Inner {
     status: watch::Sender<CaptureStatus>,
     paused: watch::Sender<bool>,
+    resyncs: watch::Sender<Resyncs>,
+    /// The number of the last resync that has begun: for who asked for it.
+    begun: watch::Sender<u64>,
     resume: Notify,
     probe: Notify,
     rows: AtomicU64,
@@ -77,6 +121,8 @@ impl CaptureHandle {
             inner: Arc::new(Inner {
                 status: watch::Sender::new(CaptureStatus::default()),
                 paused: watch::Sender::new(false),
+                resyncs: watch::Sender::new(Resyncs::default()),
+                begun: watch::Sender::new(0),
                 resume: Notify::new(),
                 probe: Notify::new(),
                 rows: AtomicU64::new(0),
@@ -117,6 +163,36 @@ impl CaptureHandle {
         self.inner.resume.notify_waiters();
     }
 
+    /// Takes a new snapshot of the whole source, under a later epoch than any before and than
+    /// `above`: it replaces what the targets have. Whatever the source is doing, it ends that; also
+    /// a pause or a stop. Answers when the log remembers that a snapshot has begun: from then on it
+    /// is finished, through crashes and restarts.
+    ///
+    /// # Errors
+    /// It has not begun within `patience`, and will not.
+    pub async fn resync(&self, above: Epoch, patience: Duration) -> Result<(), ResyncError> {
+        if self.status().state == CaptureState::Standby {
+            return Err(ResyncError::Standby);
+        }
+        let mut begun = self.inner.begun.subscribe();
+        let mut number = 0;
+        self.inner.resyncs.send_modify(|resyncs| {
+            resyncs.asked += 1;
+            resyncs.above = resyncs.above.max(Some(above));
+            number = resyncs.asked;
+        });
+        self.resume();
+        let begun = begun.wait_for(|begun| *begun >= number);
+        if let Ok(Ok(_begun)) = tokio::time::timeout(patience, begun).await {
+            return Ok(());
+        }
+        // Nobody waits for it any more: begun some day, it would be a surprise.
+        self.settled(number);
+        let status = self.status();
+        let why = status.error.unwrap_or_else(|| "it does not answer".into());
+        Err(ResyncError::NotBegun { state: status.state, why })
+    }
+
     /// Makes capture ask the source where it is and say so in the log.
     pub fn probe(&self) {
         self.inner.probe.notify_one();
@@ -146,6 +222,37 @@ impl CaptureHandle {
 
     pub(crate) fn add_rows(&self, rows: u64) {
         self.inner.rows.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// The log says that this epoch is being written.
+    pub(crate) fn writes(&self, epoch: Epoch) {
+        self.inner.status.send_modify(|status| status.epoch = Some(epoch));
+    }
+
+    pub(crate) fn resyncs(&self) -> watch::Receiver<Resyncs> {
+        self.inner.resyncs.subscribe()
+    }
+
+    /// The resync that is to begin.
+    pub(crate) fn resync_order(&self) -> Option<ResyncOrder> {
+        let resyncs = *self.inner.resyncs.borrow();
+        resyncs.is_pending().then(|| ResyncOrder {
+            number: resyncs.asked,
+            above: resyncs.above.unwrap_or_default(),
+        })
+    }
+
+    pub(crate) fn resync_begun(&self, order: ResyncOrder) {
+        self.settled(order.number);
+        self.inner.begun.send_replace(order.number);
+    }
+
+    /// No news to who waits for an order.
+    fn settled(&self, number: u64) {
+        self.inner.resyncs.send_if_modified(|resyncs| {
+            resyncs.settled = resyncs.settled.max(number);
+            false
+        });
     }
 
     pub(crate) fn paused(&self) -> watch::Receiver<bool> {

@@ -14,6 +14,7 @@ use tailwater_registry::Registry;
 
 use crate::config::Config;
 use crate::error::{Error, log};
+use crate::ServerIdentity;
 use crate::state::{OPEN_KEY, Phase, STATE_KEY, State};
 use crate::tail::{Tail, TailScan};
 
@@ -35,12 +36,22 @@ pub(crate) struct TakenOver {
     pub(crate) open_offset: Offset,
     /// Without a state: the newest epoch that the topic has seen all the same.
     pub(crate) earlier_epoch: Option<Epoch>,
+    /// Whom the open marker names.
+    pub(crate) server: ServerIdentity,
 }
 
 impl TakenOver {
     /// The epoch of what was written last.
     pub(crate) fn epoch(&self) -> Epoch {
         self.state.as_ref().map_or(Epoch::FIRST, |state| state.epoch)
+    }
+
+    /// An epoch above everything that the log holds, and above `other`.
+    pub(crate) fn later_epoch(&self, other: Epoch) -> Epoch {
+        // Without a state, but perhaps not without a history: what the topic holds of an earlier
+        // life must not stand above what follows.
+        let newest = self.state.as_ref().map(|state| state.epoch).or(self.earlier_epoch);
+        newest.unwrap_or(Epoch::new(0)).max(other).next()
     }
 }
 
@@ -50,11 +61,14 @@ const TAIL_WINDOW: i64 = 1024;
 /// What a look at the tail may hold in memory.
 const TAIL_BYTES: usize = 4 << 20;
 
-/// Takes over the source named by `config`.
+/// Takes over the source named by `config`, which is `server`. Who begins anew (`resync`) does not
+/// look at how the log ends: that may be what keeps him from going on.
 pub(crate) async fn take_over(
     config: &Config,
     client: &Client,
     registry: &Registry,
+    server: ServerIdentity,
+    resync: bool,
 ) -> Result<TakenOver, Error> {
     create_topics(config, client).await?;
     let control = registry.register(CONTROL_SUBJECT, CONTROL_SCHEMA).await.map_err(|source| {
@@ -69,24 +83,28 @@ pub(crate) async fn take_over(
     let mut producer = client.producer(producer_config).await.map_err(log("take over the log"))?;
 
     let state_topic = TopicPartition::new(config.state_topic(), PartitionId::new(0));
-    open(&mut producer, control, &state_topic, Some(OPEN_KEY), Epoch::new(0), config).await?;
+    let marker = Marker { control, server: &server, clock: config.clock };
+    marker.append(&mut producer, &state_topic, Some(OPEN_KEY), Epoch::new(0)).await?;
     let state = read_state(config, client, control, &producer).await?;
 
     let epoch = state.as_ref().map_or(Epoch::FIRST, |state| state.epoch);
     let changes = TopicPartition::new(config.topic(), PartitionId::new(0));
-    open(&mut producer, control, &changes, None, epoch, config).await?;
+    marker.append(&mut producer, &changes, None, epoch).await?;
     // Nobody but us can append any more: the marker is the last record.
     let end = client
         .list_offsets(&config.topic(), PartitionId::new(0), OffsetAt::Latest)
         .await
         .map_err(log("find the end of the topic"))?;
     let open_offset = Offset::new(end.get() - 1);
-    let tail = read_tail(config, client, control, state.as_ref(), open_offset).await?;
+    let tail = match resync {
+        true => Tail::Unknown,
+        false => read_tail(config, client, control, state.as_ref(), open_offset).await?,
+    };
     let earlier_epoch = match &state {
         Some(_) => None,
         None => read_epoch(config, client, control, open_offset).await?,
     };
-    Ok(TakenOver { producer, control, state, tail, open_offset, earlier_epoch })
+    Ok(TakenOver { producer, control, state, tail, open_offset, earlier_epoch, server })
 }
 
 async fn create_topics(config: &Config, client: &Client) -> Result<(), Error> {
@@ -104,20 +122,31 @@ async fn create_topics(config: &Config, client: &Client) -> Result<(), Error> {
     Ok(())
 }
 
-async fn open(
-    producer: &mut Producer,
+/// What every open marker of a take-over says.
+struct Marker<'a> {
     control: SchemaId,
-    to: &TopicPartition,
-    key: Option<&[u8]>,
-    epoch: Epoch,
-    config: &Config,
-) -> Result<(), Error> {
-    let mut value = Frame::prefix(control).to_vec();
-    let (producer_id, producer_epoch) = identity(producer);
-    Control::Open { producer_id, producer_epoch, epoch, server: &config.source }.encode(&mut value);
-    let to = producer.register(to);
-    producer.append(to, key, &[&value], (config.clock)()).map_err(log("append the open marker"))?;
-    producer.drain().await.map_err(log("append the open marker"))
+    server: &'a ServerIdentity,
+    clock: fn() -> i64,
+}
+
+impl Marker<'_> {
+    async fn append(
+        &self,
+        producer: &mut Producer,
+        to: &TopicPartition,
+        key: Option<&[u8]>,
+        epoch: Epoch,
+    ) -> Result<(), Error> {
+        let mut value = Frame::prefix(self.control).to_vec();
+        let (producer_id, producer_epoch) = identity(producer);
+        let server = self.server.0.as_str();
+        Control::Open { producer_id, producer_epoch, epoch, server }.encode(&mut value);
+        let to = producer.register(to);
+        producer
+            .append(to, key, &[&value], (self.clock)())
+            .map_err(log("append the open marker"))?;
+        producer.drain().await.map_err(log("append the open marker"))
+    }
 }
 
 /// The producer's id and epoch as markers carry them.

@@ -83,6 +83,17 @@ pub(crate) enum Command {
         #[arg(long)]
         place: String,
     },
+    /// Take a new snapshot of a whole source; it replaces what its pipelines' targets have.
+    ///
+    /// For a source that cannot go on: a table changed its definition, the replication slot or the
+    /// binlog is gone, it is another server. Also after a pause or a stop.
+    Resync {
+        #[command(flatten)]
+        process: Process,
+        /// Which source.
+        #[arg(long)]
+        source: String,
+    },
     /// Let go of a pipeline's position: the log keeps nothing for it any more.
     Detach {
         #[command(flatten)]

@@ -73,6 +73,9 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             let place = place.replace('#', "%23").replace('@', "%40").replace('/', "%2F");
             Remote::find(&process)?.act(&format!("pipelines/{pipeline}/skip?place={place}"))
         }
+        Command::Resync { process, source } => {
+            Remote::find(&process)?.act(&format!("sources/{source}/resync"))
+        }
         Command::Detach { process, pipeline } => {
             Remote::find(&process)?.act(&format!("pipelines/{pipeline}/detach"))
         }

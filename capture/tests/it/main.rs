@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod reading;
 #[cfg(test)]
+mod resync;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod script;

@@ -16,23 +16,23 @@ use crate::reading::{Read, read};
 use crate::script::{SNAPSHOT, Script, Scripted, Transaction};
 
 /// Long enough for any machine; no test waits for it to pass.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-struct World {
+pub(crate) struct World {
     _folder: tempfile::TempDir,
     client: Client,
     registry: Registry,
-    script: Arc<Script>,
+    pub(crate) script: Arc<Script>,
 }
 
-struct Running {
-    handle: CaptureHandle,
+pub(crate) struct Running {
+    pub(crate) handle: CaptureHandle,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl World {
-    async fn new(script: Arc<Script>) -> Self {
+    pub(crate) async fn new(script: Arc<Script>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = tailwater_log::Config {
             flush: tailwater_log::FlushPolicy::Never,
@@ -67,11 +67,11 @@ impl World {
         }
     }
 
-    fn start(&self) -> Running {
+    pub(crate) fn start(&self) -> Running {
         self.start_with(SnapshotMode::Initial)
     }
 
-    fn start_with(&self, snapshot: SnapshotMode) -> Running {
+    pub(crate) fn start_with(&self, snapshot: SnapshotMode) -> Running {
         let connector = Arc::new(Scripted(Arc::clone(&self.script)));
         let config = Self::config(snapshot);
         let (capture, handle) =
@@ -81,13 +81,13 @@ impl World {
         Running { handle, stop, task }
     }
 
-    async fn read(&self) -> Read {
+    pub(crate) async fn read(&self) -> Read {
         read(&self.client, &self.registry, "shop").await
     }
 }
 
 impl Running {
-    async fn reaches(&self, commit: u64) {
+    pub(crate) async fn reaches(&self, commit: u64) {
         let mut watch = self.handle.watch();
         let reached = watch.wait_for(|status| {
             status.place.is_some_and(|place| place.commit >= Commit::lsn(commit))
@@ -96,26 +96,26 @@ impl Running {
         assert!(reached.is_ok(), "{:?}", self.handle.status());
     }
 
-    async fn is(&self, state: CaptureState) {
+    pub(crate) async fn is(&self, state: CaptureState) {
         let mut watch = self.handle.watch();
         let reached = watch.wait_for(|status| status.state == state);
         let reached = tokio::time::timeout(PATIENCE, reached).await;
         assert!(reached.is_ok(), "{:?}", self.handle.status());
     }
 
-    async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.task.await.unwrap();
     }
 
     /// As a SIGKILL: nothing is drained, nothing is said.
-    async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.task.abort();
         assert!(self.task.await.unwrap_err().is_cancelled());
     }
 }
 
-fn transactions(count: u64) -> Vec<Transaction> {
+pub(crate) fn transactions(count: u64) -> Vec<Transaction> {
     (1..=count)
         .map(|n| Transaction {
             commit: SNAPSHOT + n * 10,
@@ -125,7 +125,7 @@ fn transactions(count: u64) -> Vec<Transaction> {
         .collect()
 }
 
-fn check(read: &Read, snapshot: &[i64], transactions: &[Transaction]) {
+pub(crate) fn check(read: &Read, snapshot: &[i64], transactions: &[Transaction]) {
     assert_eq!(read.snapshot, snapshot);
     let expected: Vec<_> = transactions.iter().map(|t| (t.commit, t.ids.clone())).collect();
     let found: Vec<_> = read.transactions.clone().into_iter().collect();

@@ -33,6 +33,12 @@ pub(crate) struct Script {
     /// The snapshot breaks after this many rows, once.
     pub(crate) break_snapshot_after: AtomicUsize,
     pub(crate) snapshots: AtomicUsize,
+    /// The source no longer has what a stream would go on from, until the next snapshot.
+    pub(crate) lost: AtomicBool,
+    /// The source does not answer.
+    pub(crate) away: AtomicBool,
+    /// A snapshot of this many rows never ends.
+    pub(crate) hang_snapshot_after: AtomicUsize,
     pub(crate) confirmed: Mutex<Vec<u64>>,
     pub(crate) resumes: Mutex<Vec<Option<Resume>>>,
     pub(crate) news: Notify,
@@ -52,6 +58,7 @@ impl Script {
             transactions: Mutex::new(transactions),
             break_after: never(),
             break_snapshot_after: never(),
+            hang_snapshot_after: never(),
             ..Self::default()
         })
     }
@@ -108,6 +115,13 @@ impl SourceConnector for Scripted {
         Vec::new()
     }
 
+    async fn server(&self) -> Result<ServerIdentity, SourceError> {
+        if self.0.away.load(Ordering::SeqCst) {
+            return Err(broken("connect"));
+        }
+        Ok(ServerIdentity("scripted".into()))
+    }
+
     async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError> {
         Ok(vec![schema()])
     }
@@ -118,11 +132,18 @@ impl SourceConnector for Scripted {
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
         self.0.snapshots.fetch_add(1, Ordering::SeqCst);
+        self.0.lost.store(false, Ordering::SeqCst);
         Ok(Box::new(ScriptedSnapshot { script: Arc::clone(&self.0), next: 0, begun: false }))
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {
         self.0.resumes.lock().unwrap().push(resume.cloned());
+        if self.0.lost.load(Ordering::SeqCst) {
+            return Err(SourceError::PositionLost {
+                after: "here".into(),
+                problem: Problem::new("its slot is gone", "`tailwater resync`"),
+            });
+        }
         let mut after =
             resume.map_or(0, |resume| resume.after.position() - u64::from(resume.again));
         if self.0.confirmed_early.load(Ordering::SeqCst) {
@@ -174,6 +195,9 @@ impl Snapshot for ScriptedSnapshot {
             out.schema(slot, Arc::clone(&schema));
             out.push(Event::TableBegin(slot));
             return Ok(());
+        }
+        if self.next == self.script.hang_snapshot_after.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         if self.next == self.script.break_snapshot_after.load(Ordering::SeqCst) {
             self.script.break_snapshot_after.store(usize::MAX, Ordering::SeqCst);

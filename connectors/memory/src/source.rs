@@ -60,6 +60,10 @@ impl SourceConnector for MemorySource {
         Vec::new()
     }
 
+    async fn server(&self) -> Result<ServerIdentity, SourceError> {
+        Ok(ServerIdentity(SERVER.into()))
+    }
+
     async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError> {
         Ok(self.script().schemas().to_vec())
     }

@@ -10,6 +10,7 @@
 //! | `POST /api/v1/pipelines/P/wait?timeout_ms=N` | `{"exit": 0 or 1 or 2, "message"}` |
 //! | `POST /api/v1/pipelines/P/verify` | `{"exit", "message", "verdict"}` |
 //! | `POST /api/v1/{pipelines,sources}/NAME/{pause,resume}` | 200 |
+//! | `POST /api/v1/sources/S/resync` | 200 once it has begun for good, or 409 and why not |
 //! | `POST /api/v1/pipelines/P/skip?place=…`, `…/detach` | 200, or 409 and why not |
 //! | `GET /api/v1/sources/S/tail?from=…` | JSON lines, without an end |
 
@@ -31,7 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
+use crate::app::{App, SourceRole};
 use crate::tail::Tail;
 use crate::wait::{Waited, wait};
 use crate::{metrics, verify};
@@ -173,9 +174,25 @@ async fn source_action(
     match action.as_str() {
         "pause" => role.handle.pause(),
         "resume" => role.handle.resume(),
+        "resync" => return resync(&app, &name, role).await,
         _ => return unknown("action", &action),
     }
     "ok\n".into_response()
+}
+
+/// How long a resync may take to begin: a source that is away is tried again that often.
+const RESYNC_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Begins a new snapshot, above whatever the source's pipelines here have applied: of another log
+/// that may be a later epoch than this log has seen.
+async fn resync(app: &App, name: &str, source: &SourceRole) -> Response {
+    let pipelines = app.pipelines.values().filter(|role| role.source == name);
+    let applied = pipelines.filter_map(|role| role.handle.status().place);
+    let above = applied.map(|place| place.epoch).max().unwrap_or_default();
+    match source.handle.resync(above, RESYNC_PATIENCE).await {
+        Ok(()) => "ok\n".into_response(),
+        Err(error) => refused(&error.to_string()),
+    }
 }
 
 #[derive(Deserialize)]

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 use tailwater_capture::{
-    Resume, Snapshot, SourceConnector, SourceError, SourceLock, Stream, TableReader,
+    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream, TableReader,
 };
 use tailwater_change::{Commit, Problem, TableSchema};
 
@@ -80,6 +80,13 @@ impl MysqlSource {
 impl SourceConnector for MysqlSource {
     async fn check(&self) -> Vec<Problem> {
         check::check(self).await
+    }
+
+    async fn server(&self) -> Result<ServerIdentity, SourceError> {
+        let mut session = Session::open(&self.endpoint).await?;
+        let server = session.identity().await?;
+        let end = session.end().await?;
+        Ok(state::identity(&server, end.file.base()))
     }
 
     async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError> {

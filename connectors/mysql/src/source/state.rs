@@ -46,8 +46,13 @@ impl State {
 
     /// The server and its binlog.
     pub(crate) fn identity(&self) -> ServerIdentity {
-        ServerIdentity(format!("{}/{}", self.server, self.base))
+        identity(&self.server, &self.base)
     }
+}
+
+/// A server and what its binlog files are called.
+pub(crate) fn identity(server: &str, base: &str) -> ServerIdentity {
+    ServerIdentity(format!("{server}/{base}"))
 }
 
 fn write_schemas<S: Serializer>(

@@ -12,6 +12,7 @@ mod copy;
 mod decoder;
 #[cfg(test)]
 mod golden;
+mod pace;
 mod patterns;
 mod pgoutput;
 mod silence;
@@ -25,7 +26,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Resume, Snapshot, SourceConnector, SourceError, SourceLock, Stream, TableReader,
+    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
+    TableReader,
 };
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
@@ -331,6 +333,11 @@ async fn same_history(
 impl SourceConnector for PostgresSource {
     async fn check(&self) -> Vec<Problem> {
         check::check(&self.config).await
+    }
+
+    async fn server(&self) -> Result<ServerIdentity, SourceError> {
+        let (_connection, system) = self.replication().await?;
+        Ok(system.identity())
     }
 
     async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError> {
