@@ -55,6 +55,11 @@ pub struct Part {
 pub enum Item {
     /// A record names this schema for the first time: [`learn`](super::Assembler::learn) it, then go on.
     Schema(SchemaId),
+    /// Another writer writes from here on.
+    Opened {
+        /// The server that it reads: positions of two of them do not compare.
+        server: String,
+    },
     /// Rows.
     Part(Part),
     /// The transaction of which parts were given has no end and gets none: undo them.

@@ -275,8 +275,10 @@ impl Assembler {
         control: &Control<'_>,
         entry: &Entry,
     ) -> Result<(), AssembleProblem> {
-        if let Control::Open { producer_id, producer_epoch, .. } = control {
-            self.take_open(*producer_id, *producer_epoch, entry);
+        if let Control::Open { producer_id, producer_epoch, server, .. } = control {
+            if self.take_open(*producer_id, *producer_epoch, entry) {
+                self.ready.push_back(Item::Opened { server: (*server).to_owned() });
+            }
             return Ok(());
         }
         if !self.counts(entry.producer) {
@@ -332,16 +334,16 @@ impl Assembler {
         }
     }
 
-    /// A new writer. Its own older self, late, does not come back; in a copy of the log that
-    /// another producer wrote, batches name nobody we know, and places alone decide.
-    fn take_open(&mut self, producer_id: u64, producer_epoch: u64, entry: &Entry) {
+    /// A new writer, if it is one. Its own older self, late, does not come back; in a copy of the
+    /// log that another producer wrote, batches name nobody we know, and places alone decide.
+    fn take_open(&mut self, producer_id: u64, producer_epoch: u64, entry: &Entry) -> bool {
         let named = i64::try_from(producer_id).ok().zip(i16::try_from(producer_epoch).ok());
         let opened =
             named.map(|(producer_id, producer_epoch)| Writer { producer_id, producer_epoch });
         if opened != Some(entry.producer) {
             self.writer = None;
             self.joiner.reset();
-            return;
+            return true;
         }
         let late = self.writer.is_some_and(|writer| {
             writer.producer_id == entry.producer.producer_id
@@ -351,6 +353,7 @@ impl Assembler {
             self.writer = opened;
             self.joiner.reset();
         }
+        !late
     }
 
     fn take_chunk(
@@ -551,11 +554,7 @@ struct Logged {
     bytes: usize,
 }
 
-fn change_of(
-    usage: &SchemaUse,
-    entry: &Entry,
-    message: &[u8],
-) -> Result<Logged, AssembleProblem> {
+fn change_of(usage: &SchemaUse, entry: &Entry, message: &[u8]) -> Result<Logged, AssembleProblem> {
     let value = &entry.value;
     let envelope = Envelope::decode(message).map_err(AssembleProblem::Decode)?;
     check_images(&envelope)?;

@@ -46,6 +46,8 @@ impl Default for BatchBounds {
 pub struct PipelineConfig {
     /// Its name: that of its progress row and its consumer group.
     pub name: String,
+    /// What its source is called: for the commands that a stop names.
+    pub source: String,
     /// Which tables go where.
     pub route: Route,
     /// What to do about rows that are not as expected.
@@ -67,6 +69,7 @@ impl PipelineConfig {
     pub fn new(name: impl Into<String>, clock: Clock) -> Self {
         Self {
             name: name.into(),
+            source: String::new(),
             route: Route::default(),
             on_conflict: ConflictPolicy::Repair,
             on_existing: OnExisting::default(),

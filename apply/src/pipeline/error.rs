@@ -71,6 +71,19 @@ pub enum Error {
         /// The last place the log has.
         last: Place,
     },
+    /// Another log has the place, but of another server: its positions mean something else.
+    #[error(
+        "the log has {applied}, up to which all is applied, but as a position of the server \
+         {found}; what is applied came from {known}"
+    )]
+    OtherSource {
+        /// What is applied.
+        applied: Place,
+        /// The server whose changes are applied.
+        known: String,
+        /// Whose position it is in the log.
+        found: String,
+    },
     /// A record cannot be read.
     #[error("log")]
     Assemble(#[from] AssembleError),
@@ -135,6 +148,7 @@ impl Error {
             | Self::OffsetOutOfRange { .. }
             | Self::Gap { .. }
             | Self::NotInLog { .. }
+            | Self::OtherSource { .. }
             | Self::Assemble(_)
             | Self::SchemaText { .. }
             | Self::SchemaChange { .. }
@@ -175,11 +189,15 @@ impl Error {
                  partitions = 1 on the source and `tailwater resync` it"
                     .into()
             }
-            Self::OffsetOutOfRange { .. } | Self::Gap { .. } | Self::SnapshotGivenUp(_) => {
+            Self::OffsetOutOfRange { .. }
+            | Self::Gap { .. }
+            | Self::OtherSource { .. }
+            | Self::SnapshotGivenUp(_) => {
                 "`tailwater resync` this source: a new snapshot makes the target whole".into()
             }
             Self::NotInLog { .. } => {
-                "restore the log and `tailwater resume`; or, if it is lost, `tailwater detach` the \
+                "restore the log and `tailwater resume`; or, if it is lost, `tailwater resync` this \
+                 source: a new snapshot makes the target whole. Without one: `tailwater detach` the \
                  pipeline, empty its tables on the target (or set on_existing = \"replace\") and \
                  start it again: it loads anew from this log"
                     .into()
@@ -192,8 +210,9 @@ impl Error {
             Self::Schema(error) if error.passing => String::new(),
             Self::Schema(_) => "restore the registry's topic, then `tailwater resume`".into(),
             Self::SchemaChange { table, .. } => format!(
-                "change the target's table of {table} in the same way, then `tailwater skip` this \
-                 change"
+                "change the target's table of {table} in the same way, then `tailwater resync` this \
+                 source: the pipeline goes on with the new snapshot. Where the source goes on \
+                 without one: `tailwater skip` this change"
             ),
             Self::State { .. } => {
                 "the row was written by another version, or by hand: restore it, or `tailwater \

@@ -3,7 +3,8 @@
 //! While a snapshot is loaded the target shows parts of it; every commit carries the place of the
 //! last row that is in, so a crash continues inside a table. A snapshot that was given up before
 //! its end leaves rows behind: its successor empties the tables it loads again, and at its end
-//! those that it no longer has.
+//! those that it no longer has. A table that was merged into has rows of others as well, and which
+//! row is whose is not known: it is not loaded again before somebody has emptied it.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use tailwater_change::{Place, SchemaId, SchemaTextError, TableId, TableSchema};
 
 use super::schemas::Meaning;
 use super::session::Session;
-use super::tables::existing;
+use super::tables::{existing, mixed};
 use super::{Error, OnExisting};
 use crate::{Mark, Table};
 
@@ -110,7 +111,7 @@ impl Session<'_> {
     /// configuration decides.
     async fn must_clear(&mut self, id: SchemaId, to: &TableId) -> Result<bool, Error> {
         if let Some(entry) = self.state.table(to) {
-            return Ok(!entry.merged);
+            return if entry.merged { self.unmerge(to).await } else { Ok(true) };
         }
         if self.target.is_empty(to).await? {
             return Ok(false);
@@ -125,13 +126,30 @@ impl Session<'_> {
         }
     }
 
+    /// Whether a table is to be emptied in which rows of an earlier load stand among rows of others.
+    /// To merge once more would keep what the source has deleted in between, and to empty it would
+    /// delete what is not ours: unless there is nothing in it, that has been decided for us.
+    async fn unmerge(&mut self, to: &TableId) -> Result<bool, Error> {
+        let replace = self.context.config.on_existing == OnExisting::Replace;
+        if !replace && !self.target.is_empty(to).await? {
+            return Err(mixed(to));
+        }
+        for entry in &mut self.state.tables {
+            entry.merged &= entry.table != *to;
+        }
+        Ok(replace)
+    }
+
     /// Tables of a snapshot that was given up which this one did not load again.
     async fn left_over(&mut self) -> Result<Vec<Arc<Table>>, Error> {
-        let void = self.state.tables.iter().filter(|entry| entry.void && !entry.merged);
-        let void = void.map(|entry| (entry.schema, entry.table.clone())).collect::<Vec<_>>();
+        let void = self.state.tables.iter().filter(|entry| entry.void);
+        let void = void.map(|entry| (entry.schema, entry.table.clone(), entry.merged));
         let mut tables = Vec::new();
-        for (id, to) in void {
+        for (id, to, merged) in void.collect::<Vec<_>>() {
             let Meaning::Table(schema) = self.context.schemas.get(id).await? else { continue };
+            if merged && !self.unmerge(&to).await? {
+                continue;
+            }
             if let Some(target) = self.target.describe(&schema, &to).await? {
                 tables.push(Arc::new(Table { schema, target }));
             }

@@ -10,7 +10,7 @@
 //! error, what the operator wants. A session ([`session`]) owns a connection and everything that
 //! dies with it; each of its transactions carries the progress, so dropping it at any await loses
 //! nothing. [`batch`] executes, [`first_load`] answers a snapshot's markers, [`tables`] finds out
-//! what rows are written to.
+//! what rows are written to; [`lookout`] sees the snapshot that ends a stop.
 
 mod batch;
 mod commands;
@@ -19,6 +19,7 @@ mod error;
 mod first_load;
 mod group;
 mod log;
+mod lookout;
 mod route;
 mod run;
 mod schemas;

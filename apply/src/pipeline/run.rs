@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::commands::{Command, Order};
+use super::lookout::{Lookout, Superseded};
 use super::schemas::Schemas;
 use super::session::{Context, Ending, Session, Skip, Trial, transaction_position};
 use super::{
@@ -206,7 +207,8 @@ impl Pipeline {
     ) -> bool {
         tracing::warn!(error = error.reason(), retry_in = ?backoff, "trying again");
         self.context.metrics.note_retry();
-        let failure = Failure { reason: error.reason(), position: None, remedy: error.remedy() };
+        let remedy = self.remedy(error);
+        let failure = Failure { reason: error.reason(), position: None, remedy, epoch: None };
         self.show(State::Retrying, Some(failure));
         let until = tokio::time::Instant::now() + *backoff;
         *backoff = (*backoff * 2).min(LONGEST_BACKOFF);
@@ -233,30 +235,43 @@ impl Pipeline {
         }
     }
 
-    /// Waits for a person; `false`: shutdown.
+    /// What a person can do, with the name of our source.
+    fn remedy(&self, error: &Error) -> String {
+        let command = format!("tailwater resync --source {}", self.context.config.source);
+        error.remedy().replace("tailwater resync", command.trim_end_matches(" --source "))
+    }
+
+    /// Waits for a person, or for a snapshot that replaces what the pipeline stopped at; `false`:
+    /// shutdown.
     async fn stop(&mut self, error: &Error, shutdown: &CancellationToken) -> bool {
         let skip = self.what_to_skip(error);
         let position = skip.map(|skip| match skip {
             Skip::Transaction(place) => transaction_position(place),
             Skip::SchemaChange(place, _) => place.to_string(),
         });
+        let remedy = self.remedy(error);
         tracing::error!(
             error = error.reason(),
-            remedy = error.remedy(),
+            remedy,
             position,
             "the pipeline has stopped"
         );
-        let failure =
-            Failure { reason: error.reason(), position: position.clone(), remedy: error.remedy() };
+        let stand = self.context.trial.stand.clone();
+        let epoch = stand.as_ref().map(|stand| stand.epoch);
+        let failure = Failure { reason: error.reason(), position: position.clone(), remedy, epoch };
         self.show(State::Stopped, Some(failure));
+        let mut lookout =
+            stand.map(|stand| Lookout::new(&self.context.log, &self.context.config, stand));
         loop {
             let command = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return false,
                 Some(command) = self.commands.recv() => command,
-                else => {
-                    shutdown.cancelled().await;
-                    return false;
+                found = look_out(&mut lookout, &mut self.context.schemas) => {
+                    self.context.trial.suspect = None;
+                    self.context.trial.superseded = Some(found);
+                    self.show(State::Starting, None);
+                    return true;
                 }
             };
             match &command.order {
@@ -329,6 +344,13 @@ async fn locked_target(
         }
     }
     Ok(Some(target))
+}
+
+async fn look_out(lookout: &mut Option<Lookout>, schemas: &mut Schemas) -> Superseded {
+    match lookout {
+        Some(lookout) => lookout.found(schemas).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// `false`: shutdown.

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::{Batch, Suspect};
 use super::commands::{Command, Order};
 use super::group::Group;
+use super::lookout::{Stand, Superseded};
 use super::schemas::Schemas;
 use super::state::SavedState;
 use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig, State, Status};
@@ -43,6 +44,10 @@ pub(super) struct Trial {
     /// What the operator has told us to leave out. Several may stand in one transaction, so each
     /// is kept until a commit has passed it.
     pub(super) skips: Vec<Skip>,
+    /// Where the last session stood.
+    pub(super) stand: Option<Stand>,
+    /// A snapshot to go on with, whatever is before it; kept until a commit has passed its begin.
+    pub(super) superseded: Option<Superseded>,
 }
 
 /// What is to be left out.
@@ -102,6 +107,8 @@ pub(super) struct Session<'a> {
     pub(super) large: Option<usize>,
     reader: Box<dyn LogReader>,
     identity: LogIdentity,
+    /// Whom the writer reads that counts where we are.
+    server: Option<String>,
     continuity: Continuity,
     group: Group,
 }
@@ -126,7 +133,19 @@ impl<'a> Session<'a> {
         let progress = target.take_over(&initial).await?;
         let state: SavedState = serde_json::from_str(&progress.state)
             .map_err(|source| Error::State { pipeline: progress.pipeline.clone(), source })?;
-        let start = Start::of(&progress, &state, &identity, log_start)?;
+        let superseded = context.trial.superseded.take();
+        context.trial.superseded = superseded.filter(|snapshot| snapshot.log == identity);
+        context.trial.stand = Some(Stand {
+            log: identity.clone(),
+            from: log_start,
+            resume: Resume { applied: progress.place, writer: None, snapshot: None },
+            epoch: state.snapshot.unwrap_or_default().max(progress.place).epoch,
+        });
+        let start = match &context.trial.superseded {
+            Some(snapshot) => Start::at(snapshot, &progress, &state),
+            None => Start::of(&progress, &state, &identity, log_start)?,
+        };
+        context.trial.stands_at(start.from, start.resume);
         let bounds = PartBounds {
             rows: context.config.batch.rows,
             bytes: context.config.held_bytes(),
@@ -150,6 +169,7 @@ impl<'a> Session<'a> {
             large: None,
             reader,
             identity,
+            server: start.server,
             continuity: start.continuity,
             group,
             context,
@@ -173,7 +193,7 @@ impl<'a> Session<'a> {
         loop {
             match self.assembler.next_item() {
                 Ok(Some(item)) => {
-                    self.look_for_place();
+                    self.look_for_place()?;
                     if self.take(item).await? == Flow::Restart {
                         return Ok(Ending::Restart);
                     }
@@ -181,7 +201,7 @@ impl<'a> Session<'a> {
                         continue;
                     }
                 }
-                Ok(None) => self.look_for_place(),
+                Ok(None) => self.look_for_place()?,
                 Err(error) => {
                     // What stands before it is whole.
                     self.flush().await?;
@@ -293,6 +313,13 @@ impl<'a> Session<'a> {
                 }
                 return learned;
             }
+            Item::Opened { server } => {
+                if self.server.as_ref() != Some(&server) {
+                    // What is committed from here on is his.
+                    self.flush().await?;
+                    self.server = Some(server);
+                }
+            }
             Item::Part(part) => self.take_part(part).await?,
             Item::Voided { transaction, snapshot } => {
                 tracing::warn!(%transaction, snapshot, "unfinished in the log, and superseded");
@@ -309,6 +336,7 @@ impl<'a> Session<'a> {
             Item::SnapshotBegin { snapshot, mark } => {
                 self.continuity = Continuity::Certain;
                 self.begin_snapshot(snapshot, mark).await?;
+                self.context.trial.met_snapshot(snapshot);
             }
             Item::TableBegin { schema, begin, mark } => {
                 self.begin_table(schema, begin, mark).await?;
@@ -385,13 +413,25 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// In a log that is read for the first time: whether what is applied has been met.
-    fn look_for_place(&mut self) {
-        if self.continuity == Continuity::ByPlace && self.assembler.has_met_applied() {
-            tracing::info!(place = %self.progress.place, "found in this log: going on from there");
-            self.continuity = Continuity::Certain;
-            self.show();
+    /// In a log that is read for the first time: whether what is applied has been met, as a place
+    /// of the same server.
+    fn look_for_place(&mut self) -> Result<(), Error> {
+        if self.continuity == Continuity::Certain || !self.assembler.has_met_applied() {
+            return Ok(());
         }
+        if let Some(known) = &self.state.source
+            && self.server.as_ref() != Some(known)
+        {
+            return Err(Error::OtherSource {
+                applied: self.progress.place,
+                known: known.clone(),
+                found: self.server.clone().unwrap_or_else(|| "that it does not name".into()),
+            });
+        }
+        tracing::info!(place = %self.progress.place, "found in this log: going on from there");
+        self.continuity = Continuity::Certain;
+        self.show();
+        Ok(())
     }
 
     /// At the log's end. A log that names no place yet may still begin a snapshot, or be on its
@@ -409,6 +449,7 @@ impl<'a> Session<'a> {
     /// Commits the open transaction with the progress `mark`.
     pub(super) async fn commit(&mut self, mark: Mark) -> Result<(), Error> {
         self.state.writer = mark.writer;
+        self.state.source.clone_from(&self.server);
         self.state.streaming |= self.state.snapshot.is_none();
         let progress = Progress {
             cluster_id: self.identity.cluster_id.clone(),
@@ -420,7 +461,10 @@ impl<'a> Session<'a> {
         };
         self.target.commit(&progress).await?;
         self.progress = progress;
-        self.context.trial.passed(mark.place);
+        let (writer, snapshot) = (mark.writer, self.state.snapshot);
+        let trial = &mut self.context.trial;
+        trial.passed(mark);
+        trial.stands_at(mark.next_offset, Resume { applied: mark.place, writer, snapshot });
         self.group.note(mark.next_offset);
         self.show();
         Ok(())
@@ -488,8 +532,10 @@ impl<'a> Session<'a> {
 
 impl Trial {
     /// A commit has passed this place.
-    fn passed(&mut self, place: Place) {
+    fn passed(&mut self, mark: Mark) {
+        let place = mark.place;
         self.suspect = None;
+        self.superseded.take_if(|snapshot| snapshot.from < mark.next_offset);
         if self.one_by_one.is_some_and(|until| until <= place) {
             self.one_by_one = None;
         }
@@ -499,10 +545,27 @@ impl Trial {
     }
 }
 
+impl Trial {
+    fn stands_at(&mut self, from: Offset, resume: Resume) {
+        if let Some(stand) = &mut self.stand {
+            (stand.from, stand.resume) = (from, resume);
+            stand.epoch = stand.epoch.max(resume.applied.epoch);
+        }
+    }
+
+    fn met_snapshot(&mut self, snapshot: Place) {
+        if let Some(stand) = &mut self.stand {
+            stand.epoch = stand.epoch.max(snapshot.epoch);
+        }
+    }
+}
+
 /// Where reading begins.
 struct Start {
     from: Offset,
     resume: Resume,
+    /// Whom the writer there reads.
+    server: Option<String>,
     continuity: Continuity,
 }
 
@@ -519,6 +582,7 @@ impl Start {
         let from_start = |applied| Self {
             from: log_start,
             resume: Resume { applied, writer: None, snapshot: None },
+            server: None,
             continuity: Continuity::ByPlace,
         };
         if untouched {
@@ -546,8 +610,28 @@ impl Start {
                 writer: state.writer,
                 snapshot: state.snapshot,
             },
+            server: state.source.clone(),
             continuity: Continuity::Certain,
         })
+    }
+
+    /// At a snapshot that replaces what is before it.
+    fn at(snapshot: &Superseded, progress: &Progress, state: &SavedState) -> Self {
+        tracing::info!(
+            snapshot = %snapshot.snapshot,
+            applied = %progress.place,
+            "going on with a later snapshot"
+        );
+        Self {
+            from: snapshot.from,
+            resume: Resume {
+                applied: progress.place,
+                writer: snapshot.writer,
+                snapshot: state.snapshot,
+            },
+            server: snapshot.server.clone(),
+            continuity: Continuity::Certain,
+        }
     }
 }
 

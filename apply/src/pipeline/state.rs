@@ -3,6 +3,7 @@
 //! | field | what |
 //! |---|---|
 //! | `writer` | who writes the log from `next_offset` on |
+//! | `source` | the server whose changes are applied, as the log's open marker names it |
 //! | `snapshot` | the snapshot being loaded |
 //! | `given_up` | a snapshot that was voided and not yet replaced |
 //! | `streaming` | whether a snapshot was ever loaded to its end, or none was needed |
@@ -18,6 +19,8 @@ use crate::Writer;
 pub(super) struct SavedState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) writer: Option<Writer>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) source: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) snapshot: Option<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
-use tailwater_change::Place;
+use tailwater_change::{Epoch, Place};
 
 /// What a pipeline is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -56,6 +56,8 @@ pub struct Failure {
     pub position: Option<String>,
     /// What to do about it; empty where waiting is all.
     pub remedy: String,
+    /// A stop ends where the log has a snapshot of a later epoch than this.
+    pub epoch: Option<Epoch>,
 }
 
 /// A pipeline at a moment.

@@ -100,11 +100,7 @@ impl Session<'_> {
     }
 
     /// Secondary indexes, foreign keys, sequences of a table of ours.
-    pub(super) async fn finish(
-        &mut self,
-        schema: &Arc<TableSchema>,
-        to: &TableId,
-    ) -> Result<(), Error> {
+    async fn finish(&mut self, schema: &Arc<TableSchema>, to: &TableId) -> Result<(), Error> {
         // A foreign key to a table that this pipeline does not fill could never be satisfied.
         let route = self.context.config.route.clone();
         let ours: HashSet<TableId> =
@@ -114,21 +110,30 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Tables that were made and, before a crash, not finished.
+    /// Tables that were made and not finished, by this load or before a crash.
+    ///
+    /// A foreign key may reference a unique index of any of them: indexes first, of all. Nothing is
+    /// kept in between, so after a crash all of it is looked at again.
     pub(super) async fn finish_all(&mut self) -> Result<(), Error> {
-        for at in 0..self.state.tables.len() {
-            let entry = &self.state.tables[at];
-            if !entry.unfinished {
-                continue;
+        let unfinished = self.state.tables.iter().filter(|entry| entry.unfinished);
+        let unfinished: Vec<_> =
+            unfinished.map(|entry| (entry.schema, entry.table.clone())).collect();
+        let mut made = Vec::new();
+        for (id, to) in unfinished {
+            let Meaning::Table(schema) = self.context.schemas.get(id).await? else { continue };
+            if self.target.describe(&schema, &to).await?.is_none() {
+                self.target.create_table(&schema, &to).await?;
             }
-            let (id, to) = (entry.schema, entry.table.clone());
-            if let Meaning::Table(schema) = self.context.schemas.get(id).await? {
-                if self.target.describe(&schema, &to).await?.is_none() {
-                    self.target.create_table(&schema, &to).await?;
-                }
+            self.target.finish_table(&schema, &to, &|_| None).await?;
+            made.push((schema, to));
+        }
+        for (schema, to) in made {
+            if !schema.foreign_keys.is_empty() {
                 self.finish(&schema, &to).await?;
             }
-            self.state.tables[at].unfinished = false;
+        }
+        for entry in &mut self.state.tables {
+            entry.unfinished = false;
         }
         Ok(())
     }
@@ -145,6 +150,18 @@ impl Session<'_> {
         self.state.table_mut(to, id).schema = id;
         Ok(())
     }
+}
+
+/// The target's table has rows of somebody else and rows of an earlier load of ours.
+pub(super) fn mixed(to: &TableId) -> Error {
+    Error::Existing(Problem::new(
+        format!(
+            "table {to} on the target has rows that it had before this pipeline and rows of a load \
+             that a new one replaces, and nothing tells them apart"
+        ),
+        "empty it (rows of its own can be kept elsewhere and put back once the pipeline is \
+         streaming), or set on_existing = \"replace\" (delete them all); then `tailwater resume`",
+    ))
 }
 
 /// The target's table has rows of somebody else.

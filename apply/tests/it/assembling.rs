@@ -54,6 +54,7 @@ fn write_item(text: &mut String, item: &Item, assembler: &mut Assembler) {
         Item::Schema(id) => {
             assembler.learn(*id, SchemaUse::Table(table(&schema("t", &[]))));
         }
+        Item::Opened { .. } => {}
         Item::Part(part) => {
             let ordinals: Vec<_> =
                 part.changes.iter().map(|change| change.place.ordinal.to_string()).collect();

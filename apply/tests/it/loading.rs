@@ -1,10 +1,12 @@
 //! The first load: tables made, emptied or merged into, and every way a snapshot can break off.
 
 use tailwater_apply::{OnExisting, RouteRule, State};
-use tailwater_change::{Commit, Control, Epoch, Ordinal, Place, SchemaId, TableId};
+use tailwater_change::{
+    Commit, Control, Epoch, ForeignKey, Ordinal, Place, ReferentialAction, SchemaId, TableId,
+};
 use tailwater_memory::{Cell, Definition, Fault};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, Running};
 use crate::support::{LogWriter, row, schema};
 
 const TABLE: SchemaId = SchemaId::new(2);
@@ -250,6 +252,140 @@ async fn rows_of_others_are_replaced() {
     let running = rig.start();
     running.applied(end_of(32)).await;
     assert_eq!(ids(&rig), expected(7));
+}
+
+/// A snapshot of the rows 50 to 57 at 16, merged into a table with the row 500, that never ended.
+async fn merged_and_broken_off(on_existing: OnExisting) -> (Rig, Running) {
+    let schema = schema("t", &[]);
+    let mut rig = Rig::new(&[std::sync::Arc::clone(&schema), self::schema("other", &[])]);
+    rig.config.on_existing = OnExisting::Merge;
+    rig.database.create(t(), Definition::of(&schema));
+    rig.database.put(&t(), row(500, Some(7), "foreign", "x"));
+    let mut log = LogWriter::new();
+    begin(&mut log, 16);
+    table(&mut log, 16, 50..58);
+    rig.log.append(log.batches());
+    let running = rig.start();
+    running.until(|status| status.place >= Some(place(16, 54))).await;
+    running.stop().await;
+    rig.config.on_existing = on_existing;
+    let running = rig.start();
+    (rig, running)
+}
+
+fn again(rig: &Rig) {
+    let mut log = LogWriter::from(rig.log.end().get());
+    begin(&mut log, 24);
+    table(&mut log, 24, 0..3);
+    end(&mut log, 24);
+    log.insert(32, 100, true);
+    rig.log.append(log.batches());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_merged_into_is_not_loaded_again_before_it_is_empty() {
+    for on_existing in [OnExisting::Merge, OnExisting::Stop] {
+        let (rig, running) = merged_and_broken_off(on_existing).await;
+        let before = ids(&rig);
+        assert_eq!(before.last(), Some(&500));
+        again(&rig);
+        let failure = running.state(State::Stopped).await.failure.unwrap();
+        assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+        assert!(failure.remedy.contains("empty it"), "{failure:?}");
+        // Rows that were there before us are there.
+        assert_eq!(ids(&rig), before);
+        running.handle.resume().await.unwrap();
+        running.state(State::Stopped).await;
+        rig.database.create(t(), Definition::of(&schema("t", &[])));
+        running.handle.resume().await.unwrap();
+        running.applied(end_of(32)).await;
+        assert_eq!(ids(&rig), expected(3));
+        running.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_merged_into_is_replaced_if_told_so() {
+    let (rig, running) = merged_and_broken_off(OnExisting::Replace).await;
+    again(&rig);
+    running.applied(end_of(32)).await;
+    assert_eq!(ids(&rig), expected(3));
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_merged_into_and_is_no_longer_loaded_does_not_stay_silently() {
+    let (rig, running) = merged_and_broken_off(OnExisting::Merge).await;
+    let mut log = LogWriter::from(rig.log.end().get());
+    begin(&mut log, 24);
+    let id = SchemaId::new(3);
+    log.control(&Control::TableBegin { place: place(24, 0), schema: id });
+    log.control(&Control::TableEnd { place: place(24, 0), schema: id, rows: 0 });
+    end(&mut log, 24);
+    rig.log.append(log.batches());
+    let failure = running.state(State::Stopped).await.failure.unwrap();
+    assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+    assert!(ids(&rig).contains(&500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resync_of_what_was_merged_into_asks() {
+    let rig = with_foreign_row(OnExisting::Merge);
+    let running = rig.start();
+    running.applied(end_of(32)).await;
+    let mut log = LogWriter::from(rig.log.end().get());
+    begin(&mut log, 48);
+    table(&mut log, 48, 0..2);
+    end(&mut log, 48);
+    rig.log.append(log.batches());
+    let failure = running.state(State::Stopped).await.failure.unwrap();
+    assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+    assert!(ids(&rig).contains(&500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn foreign_keys_come_after_the_indexes_of_all_tables() {
+    // The first table references a secondary unique key of the second, and the other way round.
+    let keys = |name: &str, other: &str| {
+        let mut schema = (*schema(name, &[&["a"]])).clone();
+        schema.foreign_keys = vec![ForeignKey {
+            name: format!("{name}_{other}"),
+            columns: vec!["id".into()],
+            referenced: TableId::new("public", other),
+            referenced_columns: vec!["a".into()],
+            on_delete: ReferentialAction::NoAction,
+            on_update: ReferentialAction::NoAction,
+            deferrable: false,
+            initially_deferred: false,
+        }];
+        std::sync::Arc::new(schema)
+    };
+    let mut log = LogWriter::new();
+    begin(&mut log, 16);
+    for id in [2, 3] {
+        let (place, schema) = (place(16, 0), SchemaId::new(id));
+        log.control(&Control::TableBegin { place, schema });
+        log.control(&Control::TableEnd { place, schema, rows: 0 });
+    }
+    end(&mut log, 16);
+    let batches = log.batches();
+    // Whatever a crash in the middle has left.
+    let mut call = 0;
+    loop {
+        let rig = Rig::new(&[keys("t", "other"), keys("other", "t")]);
+        rig.log.append(batches.clone());
+        rig.database.faults().at_call(call, Fault::LostAfter);
+        let running = rig.start();
+        running.applied(end_of(16)).await;
+        for (name, key) in [("t", "t_other"), ("other", "other_t")] {
+            let made = rig.database.definition(&TableId::new("public", name)).unwrap();
+            assert_eq!((made.unique, made.foreign_keys), (vec![vec![1]], vec![key.to_owned()]));
+        }
+        call += 1;
+        if call >= rig.database.faults().calls() {
+            break;
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -28,6 +28,8 @@ pub struct Definition {
     pub key: Vec<usize>,
     /// Indexes of the columns of further unique keys. A NULL in one makes it equal to nothing.
     pub unique: Vec<Vec<usize>>,
+    /// Names of its foreign keys. They are not enforced.
+    pub foreign_keys: Vec<String>,
     /// Whether the key's texts are equal whatever their case.
     pub fold_case: bool,
     /// Whether to say that triggers act on it.
@@ -43,6 +45,7 @@ impl Definition {
             columns: columns.iter().map(|&name| name.to_owned()).collect(),
             key: key.to_vec(),
             unique: Vec::new(),
+            foreign_keys: Vec::new(),
             fold_case: false,
             fires: false,
             checks: UniqueChecks::Immediate,
@@ -53,6 +56,12 @@ impl Definition {
     pub fn of(schema: &TableSchema) -> Self {
         let columns: Vec<&str> = schema.columns.iter().map(|column| column.name.as_str()).collect();
         Self::new(&columns, schema.key())
+    }
+
+    /// Whether a foreign key may reference these columns.
+    pub(crate) fn is_unique(&self, columns: &[String]) -> bool {
+        let named = |key: &Vec<usize>| key.iter().map(|&at| &self.columns[at]).eq(columns);
+        named(&self.key) || self.unique.iter().any(named)
     }
 
     /// The columns of `schema`'s unique indexes.
@@ -139,6 +148,12 @@ impl MemoryTable {
         }
         *self = table;
         true
+    }
+
+    pub(crate) fn add_foreign_key(&mut self, name: &str) {
+        if !self.definition.foreign_keys.iter().any(|have| have == name) {
+            self.definition.foreign_keys.push(name.to_owned());
+        }
     }
 
     /// The key under which the row is kept, by the table's own equality.

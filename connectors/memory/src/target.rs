@@ -312,7 +312,7 @@ impl Target for MemoryTarget {
         &mut self,
         schema: &TableSchema,
         to: &TableId,
-        _route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
+        route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
     ) -> Result<(), TargetError> {
         let call = self.database.enter(Op::FinishTable).await?;
         if self.transaction.is_some() {
@@ -330,6 +330,7 @@ impl Target for MemoryTarget {
                     "remove the duplicates",
                 )));
             }
+            add_foreign_keys(&mut inner.tables, schema, to, route)?;
         }
         call.leave().await
     }
@@ -515,6 +516,29 @@ fn missing_column(table: &MemoryTable, schema: &TableSchema, to: &TableId) -> Re
             Err(Problem::new(format!("{to} has no column {}", column.name), "add the column"))
         }
     }
+}
+
+/// As databases do: what a foreign key references must be unique by then.
+fn add_foreign_keys(
+    tables: &mut Tables,
+    schema: &TableSchema,
+    to: &TableId,
+    route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
+) -> Result<(), TargetError> {
+    for key in &schema.foreign_keys {
+        let Some(referenced) = route(&key.referenced) else { continue };
+        let there = tables.get(&referenced);
+        if !there.is_some_and(|table| table.definition().is_unique(&key.referenced_columns)) {
+            return Err(TargetError::Refused(Problem::new(
+                format!("{} references what is not unique in {referenced}", key.name),
+                "make it unique",
+            )));
+        }
+        if let Some(table) = tables.get_mut(to) {
+            Arc::make_mut(table).add_foreign_key(&key.name);
+        }
+    }
+    Ok(())
 }
 
 fn refused(what: &str) -> StepOutcome {

@@ -1,0 +1,131 @@
+//! What ends a stop without a word to the pipeline: a snapshot of a later epoch.
+//!
+//! It replaces whatever came before it, so what the pipeline stopped at no longer matters: it goes
+//! on there. Somebody has asked for it (`tailwater resync`), perhaps for that very reason: a table
+//! that changed its definition, a record that cannot be read, a gap in the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tailwater_change::{Epoch, Place};
+use tailwater_kafka::Offset;
+
+use super::schemas::{Meaning, Schemas};
+use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig};
+use crate::{Assembler, Item, PartBounds, Resume, SchemaUse, Writer};
+
+/// Where a session stands: what to look behind if it cannot go on.
+#[derive(Debug, Clone)]
+pub(super) struct Stand {
+    pub(super) log: LogIdentity,
+    /// The first offset that is not applied.
+    pub(super) from: Offset,
+    pub(super) resume: Resume,
+    /// Snapshots of this epoch, and of those before it, are known.
+    pub(super) epoch: Epoch,
+}
+
+/// A snapshot that supersedes what is before it.
+#[derive(Debug, Clone)]
+pub(super) struct Superseded {
+    pub(super) log: LogIdentity,
+    /// The record with which it begins.
+    pub(super) from: Offset,
+    /// Whose batches count from there on.
+    pub(super) writer: Option<Writer>,
+    /// Whom that writer reads.
+    pub(super) server: Option<String>,
+    pub(super) snapshot: Place,
+}
+
+/// Reads on behind a stop.
+pub(super) struct Lookout {
+    log: Arc<dyn ChangeLog>,
+    stand: Stand,
+    bounds: PartBounds,
+    reader: Box<dyn LogReader>,
+    assembler: Assembler,
+    server: Option<String>,
+}
+
+/// What is read at once: markers are looked for, rows are passed over.
+const PREFETCH_BYTES: usize = 1 << 20;
+
+/// How often a log that cannot be read is tried again: a person is looked for, too.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+impl Lookout {
+    pub(super) fn new(log: &Arc<dyn ChangeLog>, config: &PipelineConfig, stand: Stand) -> Self {
+        let bounds = PartBounds {
+            rows: config.batch.rows,
+            bytes: config.held_bytes(),
+            row_bytes: config.max_row_bytes,
+        };
+        Self {
+            log: Arc::clone(log),
+            bounds,
+            reader: log.reader(stand.from, PREFETCH_BYTES),
+            assembler: Assembler::new(stand.resume, stand.from, bounds),
+            server: None,
+            stand,
+        }
+    }
+
+    /// Waits until there is one. Cancel-safe.
+    pub(super) async fn found(&mut self, schemas: &mut Schemas) -> Superseded {
+        loop {
+            match self.look(schemas).await {
+                Ok(superseded) => return superseded,
+                Err(error) => {
+                    tracing::debug!(error = error.reason(), "cannot look behind the stop");
+                    tokio::time::sleep(RETRY_INTERVAL).await;
+                    if let Error::OffsetOutOfRange { log_start, .. } = error {
+                        self.stand.from = log_start;
+                    }
+                    *self = Self {
+                        reader: self.log.reader(self.stand.from, PREFETCH_BYTES),
+                        assembler: Assembler::new(self.stand.resume, self.stand.from, self.bounds),
+                        server: None,
+                        log: Arc::clone(&self.log),
+                        stand: self.stand.clone(),
+                        bounds: self.bounds,
+                    };
+                }
+            }
+        }
+    }
+
+    async fn look(&mut self, schemas: &mut Schemas) -> Result<Superseded, Error> {
+        loop {
+            match self.assembler.next_item() {
+                Ok(None) => {
+                    for batch in self.reader.next().await? {
+                        self.assembler.push(batch);
+                    }
+                }
+                Ok(Some(Item::Schema(id))) => {
+                    let usage = match schemas.get(id).await? {
+                        Meaning::Control => SchemaUse::Control,
+                        Meaning::Table(_) => SchemaUse::Ignored,
+                    };
+                    self.assembler.learn(id, usage);
+                }
+                Ok(Some(Item::Opened { server })) => self.server = Some(server),
+                Ok(Some(Item::SnapshotBegin { snapshot, mark }))
+                    if snapshot.epoch > self.stand.epoch =>
+                {
+                    return Ok(Superseded {
+                        log: self.stand.log.clone(),
+                        from: Offset::new(mark.next_offset.get() - 1),
+                        writer: mark.writer,
+                        server: self.server.clone(),
+                        snapshot,
+                    });
+                }
+                Ok(Some(_)) => {}
+                // Perhaps the very record that the pipeline stopped at: reading goes on behind it.
+                Err(error) => tracing::debug!(%error, "passed over on the way to a snapshot"),
+            }
+        }
+    }
+}
