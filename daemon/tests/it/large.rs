@@ -3,14 +3,17 @@
 //!
 //! What a process needs before it holds any data (its code, its threads, its runtime) is not what
 //! `memory_limit` speaks of: it is measured here, on an idle process, and allowed for.
+//!
+//! That this can fail is shown with a pipeline whose bounds are taken away (`unbounded`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
-use tailwater_scratch::{Flavor, Server, Tailwater, everything};
+use tailwater_scratch::{Flavor, Server, Tailwater, everything, wait_until};
 
+use crate::unbounded::Applier;
 use crate::world::{World, binary};
 
 /// Ten million rows take a while on two cores.
@@ -50,9 +53,8 @@ fn world(flavor: Flavor, seed: u64, table: &str) -> Result<World> {
     Ok(world)
 }
 
-/// Peak memory in bytes since the last [`forget_peak`].
-fn peak(tailwater: &Tailwater) -> Result<u64> {
-    let pid = tailwater.pid().context("it runs")?;
+/// Peak memory in bytes of a process since the last [`forget_peak`].
+fn peak(pid: u32) -> Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("VmHWM")?;
     let kib: u64 = line.split_whitespace().nth(1).context("a number")?.parse()?;
@@ -60,29 +62,44 @@ fn peak(tailwater: &Tailwater) -> Result<u64> {
 }
 
 /// From here on the peak is that of what follows.
-fn forget_peak(tailwater: &Tailwater) -> Result<()> {
-    let pid = tailwater.pid().context("it runs")?;
+fn forget_peak(pid: u32) -> Result<()> {
     std::fs::write(format!("/proc/{pid}/clear_refs"), "5").context("reset VmHWM")
 }
 
-/// What the program needs to hold nothing at all.
-fn idle() -> Result<u64> {
-    peak(&Tailwater::start(binary(), "")?)
+fn pid(tailwater: &Tailwater) -> Result<u32> {
+    tailwater.pid().context("it runs")
 }
 
-fn ensure_bounded(phase: &str, world: &World, idle: u64, event: u64) -> Result<()> {
-    let (peak, bound) = (peak(&world.tailwater)?, idle + (limit_mib() << 20) + 3 * event);
-    let mib = |bytes: u64| bytes >> 20;
-    println!(
-        "{phase}: peak {} MiB; bound {} MiB = idle {} + limit {} + 3 x {}",
-        mib(peak),
-        mib(bound),
-        mib(idle),
-        limit_mib(),
-        mib(event)
-    );
-    ensure!(peak <= bound, "{phase}: {} MiB is over {} MiB", mib(peak), mib(bound));
-    forget_peak(&world.tailwater)
+/// What a process may hold.
+#[derive(Debug, Clone, Copy)]
+struct Bound {
+    pid: u32,
+    /// What it needs to hold nothing at all.
+    idle: u64,
+    limit: u64,
+}
+
+impl Bound {
+    /// That of the process that runs `world`.
+    fn of(world: &World) -> Result<Bound> {
+        let idle = peak(pid(&Tailwater::start(binary(), "")?)?)?;
+        Ok(Bound { pid: pid(&world.tailwater)?, idle, limit: limit_mib() << 20 })
+    }
+
+    fn ensure(self, phase: &str, event: u64) -> Result<()> {
+        let (peak, bound) = (peak(self.pid)?, self.idle + self.limit + 3 * event);
+        let mib = |bytes: u64| bytes >> 20;
+        println!(
+            "{phase}: peak {} MiB; bound {} MiB = idle {} + limit {} + 3 x {}",
+            mib(peak),
+            mib(bound),
+            mib(self.idle),
+            mib(self.limit),
+            mib(event)
+        );
+        ensure!(peak <= bound, "{phase}: {} MiB is over {} MiB", mib(peak), mib(bound));
+        forget_peak(self.pid)
+    }
 }
 
 fn ensure_same(world: &World, sums: [&str; 2]) -> Result<()> {
@@ -143,13 +160,13 @@ fn insert_many(flavor: Flavor, from: u64, to: u64) -> String {
 
 fn many(flavor: Flavor, seed: u64) -> Result<()> {
     let rows = many_rows();
-    let idle = idle()?;
     let table =
         "CREATE TABLE many (id bigint PRIMARY KEY, a int NOT NULL, b varchar(200) NOT NULL);";
     let mut world = world(flavor, seed, &format!("{table}\n{}", insert_many(flavor, 1, rows)))?;
     world.tailwater.start_again()?;
+    let bound = Bound::of(&world)?;
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
-    ensure_bounded("snapshot", &world, idle, 0)?;
+    bound.ensure("snapshot", 0)?;
     ensure_same(&world, MANY_SUM)?;
 
     let counter = Counter::start(world.to.clone(), rows, 2 * rows);
@@ -160,12 +177,12 @@ fn many(flavor: Flavor, seed: u64) -> Result<()> {
     world.from.0.sql(&world.from.1, &transaction)?;
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
     ensure!(counter.finish()? > 0, "the counter looked");
-    ensure_bounded("one transaction of inserts and updates", &world, idle, 0)?;
+    bound.ensure("one transaction of inserts and updates", 0)?;
     ensure_same(&world, MANY_SUM)?;
 
     world.from.0.sql(&world.from.1, "DELETE FROM many WHERE id % 2 = 0;")?;
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
-    ensure_bounded("one transaction of deletes", &world, idle, 0)?;
+    bound.ensure("one transaction of deletes", 0)?;
     ensure_same(&world, MANY_SUM)?;
     world.tailwater.stop()
 }
@@ -198,7 +215,6 @@ fn insert_huge(flavor: Flavor, first: u64) -> String {
 fn huge(flavor: Flavor, seed: u64) -> Result<()> {
     // As the source sends it: PostgreSQL writes bytes as hexadecimal digits.
     let event = (huge_mib() << 20) * if flavor.is_postgres() { 2 } else { 1 };
-    let idle = idle()?;
     let (text, bytes) =
         if flavor.is_postgres() { ("text", "bytea") } else { ("longtext", "longblob") };
     let table = format!(
@@ -207,13 +223,14 @@ fn huge(flavor: Flavor, seed: u64) -> Result<()> {
     );
     let mut world = world(flavor, seed, &table)?;
     world.tailwater.start_again()?;
+    let bound = Bound::of(&world)?;
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
-    ensure_bounded("snapshot", &world, idle, event)?;
+    bound.ensure("snapshot", event)?;
     ensure_same(&world, HUGE_SUM)?;
 
     world.from.0.sql(&world.from.1, &insert_huge(flavor, 3))?;
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
-    ensure_bounded("inserts", &world, idle, event)?;
+    bound.ensure("inserts", event)?;
     ensure_same(&world, HUGE_SUM)?;
 
     world
@@ -223,9 +240,50 @@ fn huge(flavor: Flavor, seed: u64) -> Result<()> {
     world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
     // MariaDB sends the row before and after.
     let event = if flavor.is_postgres() { event } else { 2 * event };
-    ensure_bounded("an update beside a huge value, and deletes", &world, idle, event)?;
+    bound.ensure("an update beside a huge value, and deletes", event)?;
     ensure_same(&world, HUGE_SUM)?;
     world.tailwater.stop()
+}
+
+/// The bound that is planted away, and what the pipeline beside it may hold.
+const PLANTED_LIMIT: u64 = 40 << 20;
+const PLANTED_ROWS: u64 = 300_000;
+
+#[test]
+fn a_pipeline_that_holds_whole_transactions_is_seen() {
+    let mut world = World::new(Flavor::Postgres15, Flavor::Postgres15, 305).unwrap();
+    let table =
+        "CREATE TABLE many (id bigint PRIMARY KEY, a int NOT NULL, b varchar(200) NOT NULL);";
+    world.from.0.sql(&world.from.1, table).unwrap();
+    // Capture and log; the pipelines are processes of their own.
+    let configuration = world.configuration(&world.tailwater, "");
+    let capture = configuration.split("[targets.").next().unwrap();
+    world.tailwater.configure(capture).unwrap();
+    world.tailwater.start_again().unwrap();
+    let target = world.to.0;
+    let start = |memory| {
+        let database = target.create_database().unwrap();
+        let applier = Applier::start(&world, &database, memory).unwrap();
+        let idle = peak(applier.pid()).unwrap();
+        let bound = Bound { pid: applier.pid(), idle, limit: PLANTED_LIMIT };
+        (applier, database, bound)
+    };
+    // As the program: half of the limit is for what a role holds.
+    let bounded = start(usize::try_from(PLANTED_LIMIT / 2).ok());
+    let unbounded = start(None);
+
+    world.from.0.sql(&world.from.1, &insert_many(Flavor::Postgres15, 1, PLANTED_ROWS)).unwrap();
+    for (_, database, _) in [&bounded, &unbounded] {
+        wait_until(std::time::Duration::from_secs(180), "all rows", || {
+            let count = target.sql(database, "SELECT count(*) FROM many")?;
+            Ok((count == PLANTED_ROWS.to_string()).then_some(()))
+        })
+        .unwrap();
+    }
+    bounded.2.ensure("with bounds", 0).unwrap();
+    let seen = unbounded.2.ensure("without bounds", 0).unwrap_err();
+    assert!(seen.to_string().contains("is over"), "{seen:#}");
+    world.tailwater.stop().unwrap();
 }
 
 #[test]

@@ -21,6 +21,8 @@ mod pairs;
 #[cfg(test)]
 mod schemas;
 #[cfg(test)]
+mod unbounded;
+#[cfg(test)]
 mod workload;
 #[cfg(test)]
 mod world;

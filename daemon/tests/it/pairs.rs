@@ -78,3 +78,32 @@ fn postgres_to_mysql() {
 fn mysql_to_postgres() {
     run(Flavor::MySql, Flavor::Postgres15, 9).unwrap();
 }
+
+/// Tables are loaded and finished in the order of their names.
+fn foreign_keys_to_later_tables(flavor: Flavor, seed: u64) -> Result<()> {
+    let mut world = World::new(flavor, flavor, seed)?;
+    world.from.0.sql(
+        &world.from.1,
+        "CREATE TABLE zz_code (id int PRIMARY KEY, code int NOT NULL UNIQUE);
+         CREATE TABLE aa_use (id int PRIMARY KEY, code int, FOREIGN KEY (code) REFERENCES zz_code (code));
+         INSERT INTO zz_code VALUES (1, 10), (2, 20);
+         INSERT INTO aa_use VALUES (1, 20), (2, NULL);",
+    )?;
+    world.tailwater.start_again()?;
+    world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
+    let (target, database) = &world.to;
+    assert_eq!(target.sql(database, "SELECT count(*) FROM aa_use")?, "2");
+    let refused = target.sql(database, "INSERT INTO aa_use VALUES (3, 30)").unwrap_err();
+    assert!(format!("{refused:#}").to_lowercase().contains("foreign key"), "{refused:#}");
+    world.tailwater.stop()
+}
+
+#[test]
+fn a_foreign_key_to_a_later_tables_unique_key_is_made_on_postgres() {
+    foreign_keys_to_later_tables(Flavor::Postgres15, 10).unwrap();
+}
+
+#[test]
+fn a_foreign_key_to_a_later_tables_unique_key_is_made_on_mariadb() {
+    foreign_keys_to_later_tables(Flavor::MariaDb, 11).unwrap();
+}
