@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::connect::Server;
+
 /// A collation of the target that stands for one of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StandIn {
@@ -62,6 +64,20 @@ fn candidates(collation: &str) -> Vec<StandIn> {
 /// do not count (`PAD SPACE`), which is every `_bin` but these.
 pub(super) fn equal_is_same_bytes(collation: &str) -> bool {
     collation == "utf8mb4_0900_bin" || collation.ends_with("_nopad_bin") || collation == "binary"
+}
+
+/// Whether the collation tells texts apart as their bytes do, trailing spaces aside.
+pub(super) fn is_binary(collation: &str) -> bool {
+    collation == "binary" || collation.ends_with("_bin")
+}
+
+/// The collation of this character set under which as few texts are equal as the server can tell.
+pub(super) fn binary(charset: &str, server: Server) -> String {
+    match charset {
+        "utf8mb4" if server.is_mariadb() => "utf8mb4_nopad_bin".into(),
+        "utf8mb4" if server.version >= (8, 0, 17) => "utf8mb4_0900_bin".into(),
+        other => format!("{other}_bin"),
+    }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!      ├─ progress ── lock, fence, the progress row, commit
 //!      ├─ table ───── the target's table as rows need it        mapping ── types: one table
 //!      ├─ step ────── set-based work ──► load (LOAD DATA, INSERT)  spell ── values as bytes
-//!      ├─ replay ──── one by one, with repairs
+//!      ├─ replay ──── one by one, with repairs           settle ── unique values that swap
 //!      └─ create ──── missing tables, their indexes and foreign keys
 //! ```
 //!
@@ -22,6 +22,7 @@ mod page;
 mod progress;
 mod replay;
 mod session;
+mod settle;
 mod spell;
 mod sql;
 mod step;

@@ -4,17 +4,13 @@
 //! exactly one row that is all. Where one does not, back to that savepoint, and from there with one
 //! round trip per change, so that each can be answered.
 //!
-//! A source that checks unique keys only at the end of a statement or transaction (PostgreSQL's
-//! deferrable constraints) may swap values in an order that no order of single rows allows here.
-//! Then the rows of that transaction's changes on that table go at once: deleted, and inserted as
-//! they end. Only where nothing fires, all columns are known and identities are bytes.
+//! A row is found by its key's bytes: one whose key the target's collation only takes for equal is
+//! another row, and never written over.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
-use bytes::Bytes;
 use tailwater_apply::{Change, ConflictPolicy, RowImage, StepOutcome, TargetError};
-use tailwater_change::{Operation, Problem, RowWriter};
+use tailwater_change::{Operation, Problem, Value};
 
 use super::failure::{DUPLICATE, too_large, violated_key};
 use super::load::{Images, fits};
@@ -22,13 +18,17 @@ use super::session::Session;
 use super::sql::{self, Batch};
 use super::step::Work;
 use super::table::{Shape, on};
+use crate::connect::quote_text;
 
 const GROUP: usize = 64;
 const GROUP_BYTES: usize = 256 * 1024;
 
+/// As much of another row's key as a message shows.
+const KEY_CHARACTERS: usize = 64;
+
 /// How a single statement ended.
 #[derive(Debug)]
-enum Single {
+pub(super) enum Single {
     /// It changed this many rows.
     Changed(u64),
     /// This unique key already has the value.
@@ -180,7 +180,11 @@ impl Session {
         }
     }
 
-    async fn single(&mut self, shape: &Shape, statement: &[u8]) -> Result<Single, TargetError> {
+    pub(super) async fn single(
+        &mut self,
+        shape: &Shape,
+        statement: &[u8],
+    ) -> Result<Single, TargetError> {
         let operation = on("change a row of", &shape.target.name);
         let mut batch = self.batch(shape.cascades);
         batch.statement().extend_from_slice(statement);
@@ -265,16 +269,51 @@ impl Session {
         let mut images = Images::default();
         images.read(shape, change)?;
         let mut statement = format!("SELECT COUNT(*) FROM {}", shape.table).into_bytes();
-        sql::put_where(shape, &images.new, &mut statement)?;
+        sql::put_where_equal(shape, &images.new, &mut statement)?;
         self.count(&statement, shape).await.map(|count| count > 0)
     }
 
-    async fn count(&mut self, statement: &[u8], shape: &Shape) -> Result<u64, TargetError> {
+    pub(super) async fn count(
+        &mut self,
+        statement: &[u8],
+        shape: &Shape,
+    ) -> Result<u64, TargetError> {
         use mysql_async::prelude::Queryable;
         let found: Result<Option<u64>, _> = self.conn.query_first(statement).await;
         found.map(Option::unwrap_or_default).map_err(|error| {
             super::failure::Failure::of(error).into_target(&on("read", &shape.target.name))
         })
+    }
+
+    /// Where the target takes different keys for equal, the row that stands there may be another:
+    /// making it equal would lose it.
+    async fn same_key(
+        &mut self,
+        shape: &Shape,
+        change: &Change,
+        key: &[Value<'_>],
+    ) -> Result<(), TargetError> {
+        use mysql_async::prelude::Queryable;
+        let Some(statement) = sql::other_key(shape, key)? else { return Ok(()) };
+        let found: Result<Option<mysql_async::Row>, _> = self.conn.query_first(statement).await;
+        let found = found.map_err(|error| {
+            super::failure::Failure::of(error).into_target(&on("read", &shape.target.name))
+        })?;
+        let Some(found) = found else { return Ok(()) };
+        let texts = (0..shape.folding.len()).map(|at| found.get::<String, _>(at));
+        let names = shape.folding.iter().map(|at| &shape.fields[*at].name);
+        let there: Vec<String> = names
+            .zip(texts)
+            .map(|(name, text)| {
+                let text: String = text.unwrap_or_default().chars().take(KEY_CHARACTERS).collect();
+                format!("{name}={}", quote_text(&text))
+            })
+            .collect();
+        let there = there.join(", ");
+        let what = format!(
+            "the target takes its key for equal to that of another row, {there}, which is there"
+        );
+        Err(conflict(shape, change, &what))
     }
 
     /// Makes the row that has `change`'s new identity equal to it.
@@ -284,6 +323,7 @@ impl Session {
         }
         let mut images = Images::default();
         images.read(shape, change)?;
+        self.same_key(shape, change, &images.new).await?;
         let mut statement = Vec::new();
         sql::put_update(shape, &images.new, &images.new, true, &mut statement)?;
         match self.single(shape, &statement).await? {
@@ -312,7 +352,7 @@ impl Session {
     }
 
     /// Makes sure that the new row is there as `change` has it; how many rows had to be repaired.
-    async fn insert_or_equalise(
+    pub(super) async fn insert_or_equalise(
         &mut self,
         shape: &Shape,
         change: &Change,
@@ -334,189 +374,6 @@ impl Session {
             )),
         }
     }
-
-    /// The identities that rows come to and that rows of the target have already.
-    async fn identities_there(
-        &mut self,
-        shape: &Shape,
-        changes: &[&Change],
-    ) -> Result<HashSet<Vec<u8>>, TargetError> {
-        let mut there = HashSet::new();
-        for after in changes.iter().filter_map(|change| change.after.as_ref()) {
-            let mut values = Vec::new();
-            sql::read(shape, after, &[], &mut values)?;
-            let mut statement = format!("SELECT COUNT(*) FROM {}", shape.table).into_bytes();
-            sql::put_where(shape, &values, &mut statement)?;
-            if self.count(&statement, shape).await? > 0 {
-                there.insert(key_of(shape, after)?);
-            }
-        }
-        Ok(there)
-    }
-
-    /// A unique key is in the way: takes the transaction's remaining changes of this table
-    /// together, if that is legal.
-    async fn settle(
-        &mut self,
-        changes: &[Change],
-        at: usize,
-        policy: ConflictPolicy,
-        settled: &mut HashSet<usize>,
-        key: &str,
-    ) -> Result<u64, TargetError> {
-        let change = &changes[at];
-        let shape = self.shape(&change.table).await?;
-        let taken =
-            || conflict(&shape, change, &format!("another row has its value of unique key {key}"));
-        let members = members(&shape, changes, at).ok_or_else(taken)?;
-        let together: Vec<&Change> = members.iter().map(|at| &changes[*at]).collect();
-        let there = self.identities_there(&shape, &together).await?;
-        let net = Net::of(&shape, &together, &there)?.ok_or_else(taken)?;
-        let mut repaired = 0;
-        for old in &net.gone {
-            let mut images = Images::default();
-            sql::read(&shape, old, &[], &mut images.old)?;
-            let mut statement = Vec::new();
-            sql::put_delete(&shape, &images.old, &mut statement)?;
-            let single = self.single(&shape, &statement).await?;
-            if matches!(single, Single::Changed(2..)) {
-                return Err(conflict(&shape, change, "the target has several rows of a key"));
-            }
-            if !matches!(single, Single::Changed(1)) {
-                require(policy, &shape, change, "a row to change is not there")?;
-                repaired += 1;
-            }
-        }
-        for row in &net.rows {
-            let insert = Change {
-                operation: Operation::Insert,
-                before: None,
-                after: Some(row.clone()),
-                ..change.clone()
-            };
-            let met = self.insert_or_equalise(&shape, &insert).await?;
-            if met > 0 {
-                require(policy, &shape, &insert, "the row is already there")?;
-            }
-            repaired += met;
-        }
-        settled.extend(members);
-        Ok(repaired)
-    }
-}
-
-/// What a transaction's changes of one table come to.
-#[derive(Default)]
-struct Net {
-    /// Identities that are there before.
-    gone: Vec<Bytes>,
-    /// Rows that are there after.
-    rows: Vec<Bytes>,
-}
-
-/// What becomes of one identity.
-#[derive(Default)]
-struct Fate {
-    /// Whether a row had it before, and has not left it yet.
-    original: bool,
-    /// The row that came to it.
-    arrived: Option<Bytes>,
-}
-
-impl Net {
-    /// Of these changes; `there` are the identities that rows of the target have now, of those that
-    /// rows come to.
-    ///
-    /// None where it cannot be known: as long as the old row is still there, a row that arrived
-    /// shares its identity, and which of the two leaves only a whole old image tells.
-    fn of(
-        shape: &Shape,
-        changes: &[&Change],
-        there: &HashSet<Vec<u8>>,
-    ) -> Result<Option<Self>, TargetError> {
-        let mut fates: HashMap<Vec<u8>, Fate> = HashMap::new();
-        let mut order = Vec::new();
-        let mut net = Self::default();
-        for change in changes {
-            let Some(identity) = change.identity() else { return Ok(None) };
-            if matches!(change.operation, Operation::Update | Operation::Delete) {
-                let key = key_of(shape, identity)?;
-                let fate = fates.entry(key.clone()).or_insert_with(|| {
-                    order.push(key.clone());
-                    Fate { original: true, arrived: None }
-                });
-                let arrived_leaves = match (&fate.arrived, fate.original) {
-                    (None, true) => false,
-                    (Some(_), false) => true,
-                    (Some(row), true) => match &change.before {
-                        Some(before) if before.full => before.bytes == *row,
-                        _ => return Ok(None),
-                    },
-                    (None, false) => return Ok(None),
-                };
-                if arrived_leaves {
-                    fate.arrived = None;
-                } else {
-                    fate.original = false;
-                    net.gone.push(identity.clone());
-                }
-            }
-            if let Some(after) =
-                change.after.as_ref().filter(|_| change.operation != Operation::Delete)
-            {
-                let key = key_of(shape, after)?;
-                let original = there.contains(&key);
-                let fate = fates.entry(key.clone()).or_insert_with(|| {
-                    order.push(key.clone());
-                    Fate { original, arrived: None }
-                });
-                if fate.arrived.replace(after.clone()).is_some() {
-                    return Ok(None);
-                }
-            }
-        }
-        net.rows = order.iter().filter_map(|key| fates.remove(key)?.arrived).collect();
-        Ok(Some(net))
-    }
-}
-
-/// The transaction's changes from `start` on that concern the same table; none where not all of
-/// them may be taken together.
-fn members(shape: &Shape, changes: &[Change], start: usize) -> Option<Vec<usize>> {
-    let first = &changes[start];
-    if shape.target.fires || !shape.target.identity_is_bytes {
-        return None;
-    }
-    let mut members = Vec::new();
-    for (at, change) in changes.iter().enumerate().skip(start) {
-        if !change.place.same_transaction(&first.place) {
-            break;
-        }
-        if change.table.target.name != first.table.target.name {
-            continue;
-        }
-        let together = Arc::ptr_eq(&change.table, &first.table)
-            && change.unsent.is_empty()
-            && change.operation != Operation::Truncate;
-        if !together {
-            return None;
-        }
-        members.push(at);
-    }
-    Some(members)
-}
-
-/// The identity's columns of a row, as bytes.
-fn key_of(shape: &Shape, row: &[u8]) -> Result<Vec<u8>, TargetError> {
-    let mut values = Vec::new();
-    sql::read(shape, row, &[], &mut values)?;
-    let mut out = Vec::new();
-    let mut writer = RowWriter::new(&mut out);
-    for at in &shape.key {
-        let source = shape.fields[*at].source;
-        writer.column(shape.schema.columns[source].field, values[source]);
-    }
-    Ok(out)
 }
 
 /// The statement of one change.
@@ -540,7 +397,7 @@ fn put(shape: &Shape, change: &Change, out: &mut Vec<u8>) -> Result<(), TargetEr
     }
 }
 
-fn require(
+pub(super) fn require(
     policy: ConflictPolicy,
     shape: &Shape,
     change: &Change,
@@ -552,7 +409,7 @@ fn require(
     }
 }
 
-fn conflict(shape: &Shape, change: &Change, what: &str) -> TargetError {
+pub(super) fn conflict(shape: &Shape, change: &Change, what: &str) -> TargetError {
     let mut values = Vec::new();
     let key = match change
         .before

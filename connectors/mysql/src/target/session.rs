@@ -30,7 +30,7 @@ use super::mapping::Abilities;
 use super::sql::Batch;
 use super::table::{Shape, Surroundings, on};
 use crate::catalog;
-use crate::connect::{Endpoint, Server, quote_text};
+use crate::connect::{Endpoint, Server, in_time, quote_text, silent};
 
 const CONTRACT: &str = "SET NAMES utf8mb4; \
      SET SESSION sql_mode = 'STRICT_TRANS_TABLES,STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,\
@@ -83,8 +83,12 @@ pub(super) struct Session {
 const SHAPE_LIMIT: usize = 100_000;
 
 impl Session {
-    /// Connects and fixes the settings.
+    /// Connects and fixes the settings, in reasonable time or not at all.
     pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, Failure> {
+        in_time(Self::open_now(endpoint), |late| Failure::of(silent(late))).await
+    }
+
+    async fn open_now(endpoint: &Endpoint) -> Result<Self, Failure> {
         let opts = OptsBuilder::from_opts(endpoint.opts().clone()).client_found_rows(true);
         let mut conn = Conn::new(opts).await.map_err(Failure::of)?;
         conn.query_drop(CONTRACT).await.map_err(Failure::of)?;

@@ -151,28 +151,95 @@ pub(super) fn put_delete(
     put_where(shape, old, out)
 }
 
-/// ` WHERE` this one row.
+/// ` WHERE` this one row: also where the target takes another's key for equal.
 pub(super) fn put_where(
     shape: &Shape,
     old: &[Value<'_>],
     out: &mut Vec<u8>,
 ) -> Result<(), TargetError> {
-    push(out, " WHERE ");
     if !shape.is_full() {
-        for (nth, at) in shape.key.iter().enumerate() {
-            push(out, if nth == 0 { "" } else { " AND " });
-            let field = &shape.fields[*at];
-            push(out, &field.name);
-            out.push(b'=');
-            literal(shape, field, old, out)?;
+        put_where_equal(shape, old, out)?;
+        for at in &shape.folding {
+            push(out, " AND ");
+            put_same_bytes(shape, &shape.fields[*at], old, out)?;
         }
         return Ok(());
     }
+    push(out, " WHERE ");
     for (at, field) in shape.fields.iter().enumerate() {
         push(out, if at == 0 { "" } else { " AND " });
         put_same(shape, field, old, out)?;
     }
     push(out, " LIMIT 1");
+    Ok(())
+}
+
+/// ` WHERE` the row whose key the target takes for equal to this one.
+pub(super) fn put_where_equal(
+    shape: &Shape,
+    values: &[Value<'_>],
+    out: &mut Vec<u8>,
+) -> Result<(), TargetError> {
+    push(out, " WHERE ");
+    for (nth, at) in shape.key.iter().enumerate() {
+        push(out, if nth == 0 { "" } else { " AND " });
+        let field = &shape.fields[*at];
+        push(out, &field.name);
+        out.push(b'=');
+        literal(shape, field, values, out)?;
+    }
+    Ok(())
+}
+
+/// The key's texts of a row whose key is equal to this one and is other bytes; none where the two
+/// are always one.
+pub(super) fn other_key(
+    shape: &Shape,
+    values: &[Value<'_>],
+) -> Result<Option<Vec<u8>>, TargetError> {
+    if shape.folding.is_empty() {
+        return Ok(None);
+    }
+    let texts: Vec<String> = shape
+        .folding
+        .iter()
+        .map(|at| format!("CONVERT({} USING utf8mb4)", shape.fields[*at].name))
+        .collect();
+    let mut out = format!("SELECT {} FROM {}", texts.join(","), shape.table).into_bytes();
+    put_where_equal(shape, values, &mut out)?;
+    push(&mut out, " AND NOT (");
+    for (nth, at) in shape.folding.iter().enumerate() {
+        push(&mut out, if nth == 0 { "" } else { " AND " });
+        put_same_bytes(shape, &shape.fields[*at], values, &mut out)?;
+    }
+    push(&mut out, ") LIMIT 1");
+    Ok(Some(out))
+}
+
+/// A text as the bytes that the source has of it.
+pub(super) fn as_bytes(column: &str) -> String {
+    format!("CAST(CONVERT({column} USING utf8mb4) AS BINARY)")
+}
+
+/// A comparison that only the very same bytes pass.
+fn put_same_bytes(
+    shape: &Shape,
+    field: &Field,
+    values: &[Value<'_>],
+    out: &mut Vec<u8>,
+) -> Result<(), TargetError> {
+    push(out, &as_bytes(&field.name));
+    push(out, " <=> ");
+    let mut scratch = Scratch::default();
+    let spelled = spell::spell(values[field.source], field.form, &mut scratch)
+        .map_err(|error| shape.unspeakable(field, error))?;
+    spell::put_literal(
+        out,
+        match spelled {
+            Spelled::Text(bytes) => Spelled::Bytes(bytes),
+            other => other,
+        },
+    );
     Ok(())
 }
 
@@ -199,17 +266,8 @@ fn put_same(
     literal(shape, field, old, out)?;
     if field.ty.has_charset() {
         // The first comparison lets an index serve; this one counts.
-        push(out, &format!(" AND CAST(CONVERT({} USING utf8mb4) AS BINARY) <=> ", field.name));
-        let mut scratch = Scratch::default();
-        let spelled = spell::spell(old[field.source], field.form, &mut scratch)
-            .map_err(|error| shape.unspeakable(field, error))?;
-        spell::put_literal(
-            out,
-            match spelled {
-                Spelled::Text(bytes) => Spelled::Bytes(bytes),
-                other => other,
-            },
-        );
+        push(out, " AND ");
+        put_same_bytes(shape, field, old, out)?;
     }
     Ok(())
 }

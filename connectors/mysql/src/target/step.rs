@@ -318,7 +318,14 @@ impl Work {
             .key
             .iter()
             .enumerate()
-            .map(|(nth, at)| format!("t.{}=s.o{nth}", fields[*at].name))
+            .map(|(nth, at)| {
+                let (ours, sent) = (format!("t.{}", fields[*at].name), format!("s.o{nth}"));
+                let equal = format!("{ours}={sent}");
+                if !shape.folding.contains(at) {
+                    return equal;
+                }
+                format!("{equal} AND {}={}", sql::as_bytes(&ours), sql::as_bytes(&sent))
+            })
             .collect();
         let keys = keys.join(" AND ");
         if matches!(self, Self::Delete) {

@@ -2,10 +2,10 @@
 
 use tailwater_apply::{TargetError, TargetTable};
 use tailwater_change::{
-    Dialect, Identity, Problem, ReferentialAction, TableId, TableSchema, Value,
+    Column, Dialect, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema, Value,
 };
 
-use super::collation::equal_is_same_bytes;
+use super::collation::{self, equal_is_same_bytes};
 use super::mapping::accept;
 use super::spell::{Form, SpellError};
 use crate::catalog::{CatalogColumn, CatalogTable};
@@ -45,6 +45,8 @@ pub(super) struct Shape {
     pub(super) fields: Vec<Field>,
     /// Positions in `fields` of the identity; none: all columns are.
     pub(super) key: Vec<usize>,
+    /// Those of `key` whose texts may be equal on the target and be different bytes.
+    pub(super) folding: Vec<usize>,
     /// Unique indexes that are the identity.
     pub(super) identity_indexes: Vec<String>,
     /// Whether updates and deletes must fire the target's own cascades.
@@ -75,12 +77,18 @@ impl Shape {
         let fields = fields(schema, catalog, server, &mut problems);
         problems.extend(engine_problem(catalog));
         problems.extend(extra_problems(schema, catalog));
+        problems.extend(collation_problems(schema, catalog, server));
         let identity_indexes = identity_indexes(schema, catalog, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
         }
         let position = |index: &usize| fields.iter().position(|field| field.source == *index);
         let key: Vec<usize> = schema.key().iter().filter_map(position).collect();
+        let folding: Vec<usize> = key
+            .iter()
+            .copied()
+            .filter(|at| fields[*at].ty.has_charset() && !is_bytes(schema, catalog, &fields[*at]))
+            .collect();
         let cascades = schema.hides_cascades
             && (around.cascades_from_here || catalog.foreign_keys.iter().any(changes_rows));
         let target = TargetTable {
@@ -91,7 +99,8 @@ impl Shape {
             fires: around.triggers || cascades,
         };
         let table = quote_table(&catalog.table);
-        Ok(Self { target, table, schema: schema.clone(), fields, key, identity_indexes, cascades })
+        let schema = schema.clone();
+        Ok(Self { target, table, schema, fields, key, folding, identity_indexes, cascades })
     }
 
     /// Whether all columns together are the identity.
@@ -214,6 +223,56 @@ fn extra_problems(schema: &TableSchema, catalog: &CatalogTable) -> Vec<Problem> 
         .collect()
 }
 
+/// Text columns of the key that tell fewer texts apart than the source does: two of its rows would
+/// be one here.
+fn collation_problems(
+    schema: &TableSchema,
+    catalog: &CatalogTable,
+    server: Server,
+) -> Vec<Problem> {
+    let key = schema.key().iter().map(|index| &schema.columns[*index]);
+    let pairs = key.filter_map(|column| Some((column, find(catalog, &column.name)?)));
+    pairs
+        .filter(|(column, to)| tells_bytes_apart(schema.dialect, column) && !is_enum(to))
+        .filter_map(|(_, to)| Some((to, to.charset.as_deref()?, to.collation.as_deref()?)))
+        .filter(|(_, _, collation)| !collation::is_binary(collation))
+        .map(|(to, charset, collation)| {
+            let default = to.default.as_ref().map(|it| format!(" DEFAULT {it}"));
+            Problem::new(
+                format!(
+                    "column {}.{} is part of the key, and its collation {collation} takes keys for \
+                     equal that the source tells apart",
+                    catalog.table, to.name
+                ),
+                format!(
+                    "ALTER TABLE {} MODIFY {} {} CHARACTER SET {charset} COLLATE {} NOT NULL{}",
+                    quote_table(&catalog.table),
+                    quote_name(&to.name),
+                    to.native,
+                    collation::binary(charset, server),
+                    default.unwrap_or_default()
+                ),
+            )
+        })
+        .collect()
+}
+
+/// Whether the source holds texts of different bytes for different. Numbers and dates that stand
+/// in a text have one spelling each.
+fn tells_bytes_apart(source: Dialect, column: &Column) -> bool {
+    if !matches!(column.kind, Kind::Text { .. } | Kind::Enum { .. }) {
+        return false;
+    }
+    if source.is_like(Dialect::Mysql) {
+        return column.collation.as_deref().is_some_and(collation::is_binary);
+    }
+    column.native != "citext"
+}
+
+fn is_enum(column: &CatalogColumn) -> bool {
+    matches!(ColumnType::parse(&column.native), Ok(ColumnType::Enum { .. }))
+}
+
 /// Whether the index compares whole columns, so that it tells rows apart exactly as they do.
 fn whole_columns(index: &tailwater_change::Index) -> bool {
     !index.columns.is_empty()
@@ -313,7 +372,7 @@ fn is_bytes(schema: &TableSchema, catalog: &CatalogTable, field: &Field) -> bool
         | ColumnType::Enum { .. } => true,
         // A fixed scale has one spelling per value.
         ColumnType::Decimal { .. } => match &column.kind {
-            tailwater_change::Kind::Decimal { scale, .. } => scale.is_some(),
+            Kind::Decimal { scale, .. } => scale.is_some(),
             _ => true,
         },
         ColumnType::Float | ColumnType::Double | ColumnType::Json => false,
@@ -322,7 +381,7 @@ fn is_bytes(schema: &TableSchema, catalog: &CatalogTable, field: &Field) -> bool
                 .and_then(|column| column.collation.as_deref())
                 .unwrap_or_default();
             // Padding does not matter where no value ends in a space.
-            let never_padded = column.kind == tailwater_change::Kind::Uuid
+            let never_padded = column.kind == Kind::Uuid
                 || (like && matches!(field.ty, ColumnType::Char { .. }));
             equal_is_same_bytes(collation) || (never_padded && collation.ends_with("_bin"))
         }
@@ -339,6 +398,20 @@ pub(super) fn changes_rows(key: &tailwater_change::ForeignKey) -> bool {
     })
 }
 
+/// Whether two actions do the same. InnoDB refuses under NO ACTION as it does under RESTRICT, and
+/// MariaDB calls a key that was made with one by the name of the other.
+fn same_effect(one: ReferentialAction, other: ReferentialAction) -> bool {
+    let changes = |action| match action {
+        ReferentialAction::Cascade => Some(true),
+        ReferentialAction::SetNull => Some(false),
+        // InnoDB has no SET DEFAULT.
+        ReferentialAction::NoAction
+        | ReferentialAction::Restrict
+        | ReferentialAction::SetDefault => None,
+    };
+    changes(one) == changes(other)
+}
+
 /// Foreign keys whose cascades the source does not log and the target does not have.
 pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> Vec<Problem> {
     if !schema.hides_cascades {
@@ -348,8 +421,8 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
         catalog.foreign_keys.iter().any(|key| {
             key.columns == wanted.columns
                 && key.referenced_columns == wanted.referenced_columns
-                && key.on_delete == wanted.on_delete
-                && key.on_update == wanted.on_update
+                && same_effect(key.on_delete, wanted.on_delete)
+                && same_effect(key.on_update, wanted.on_update)
         })
     };
     schema
@@ -363,7 +436,8 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
                      the target's table {} has no such key",
                     schema.table, key.name, catalog.table
                 ),
-                "create the same foreign key with the same actions on the target",
+                "capture the table that it points to as well and create the same foreign key with the \
+                 same actions on the target, or replace the cascade by statements of the application",
             )
         })
         .collect()

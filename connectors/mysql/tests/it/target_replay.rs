@@ -168,6 +168,70 @@ async fn hidden_cascades_fire_here_in_the_sources_order() {
     .await;
 }
 
+/// A collation under which two keys are one must not make two rows one: neither one by one, nor
+/// many at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_of_an_equal_key_is_another_row() {
+    use tailwater_apply::StepOutcome;
+    on_every_flavor(async |mut bench| {
+        for (nth, (collation, there, sent)) in
+            [("utf8mb4_general_ci", "A7", "a7"), ("utf8mb4_bin", "a7", "a7 ")].iter().enumerate()
+        {
+            let name = format!("t{nth}");
+            bench.sql(&format!(
+                "CREATE TABLE {name} (id VARCHAR(20) CHARACTER SET utf8mb4 COLLATE {collation} \
+                 NOT NULL, n INT NOT NULL, v INT, PRIMARY KEY (id, n)); \
+                 INSERT INTO {name} VALUES ('{there}', 1, 1), ('b', 1, 1)"
+            ));
+            let mut key = text("id", 1, 20);
+            key.collation = Some((*collation).to_owned());
+            let mut schema = bench.schema(&name, vec![key, int("n", 2), int("v", 3)]);
+            schema.identity = tailwater_change::Identity::Key(vec![0, 1]);
+            schema.columns[1].nullable = false;
+            let table = bench.table(schema).await;
+            let one = |id, v| [Value::Text(id), Value::Int(1), Value::Int(v)];
+            let rows = format!("SELECT * FROM {name} ORDER BY id");
+            let before = bench.sql(&rows);
+            for change in [insert(&table, &one(sent, 2)), update(&table, &one(sent, 2))] {
+                match bench.replay(&[change], REPAIR).await {
+                    Err(TargetError::Conflict { detail, .. }) => {
+                        let (one, other) = (format!("`id`='{there}'"), format!("`id`='{sent}'"));
+                        assert!(detail.contains(&one) && detail.contains(&other), "{detail}");
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            // Not there, and so gone.
+            assert_eq!(bench.replay(&[delete(&table, &one(sent, 1))], REPAIR).await.unwrap(), 1);
+            assert_eq!(bench.sql(&rows), before);
+            // Those that are the very same are repaired.
+            assert_eq!(bench.replay(&[insert(&table, &one("b", 2))], REPAIR).await.unwrap(), 1);
+            // Many at once, by a join.
+            let names: Vec<String> = (10..100).map(|id| format!("x{id}")).collect();
+            let rows = names.iter().map(|name| insert(&table, &one(name, 1))).collect();
+            bench.applied(crate::target::inserts(&table, rows)).await;
+            let updates = |last: &'static str| {
+                let names = names.iter().map(String::as_str).chain([last]);
+                let rows = names.map(|name| update(&table, &one(name, 5))).collect();
+                crate::target::updates(&table, rows)
+            };
+            let deletes = |last: &'static str| {
+                let names = names.iter().map(String::as_str).chain([last]);
+                let rows = names.map(|name| delete(&table, &one(name, 5))).collect();
+                crate::target::deletes(&table, rows)
+            };
+            for step in [updates(sent), deletes(sent)] {
+                let outcome = bench.step(step).await;
+                assert!(matches!(outcome, StepOutcome::Refused(_)), "{outcome:?}");
+            }
+            bench.applied(updates(there)).await;
+            bench.applied(deletes(there)).await;
+            assert_eq!(bench.sql(&format!("SELECT * FROM {name}")), "b\t1\t2");
+        }
+    })
+    .await;
+}
+
 /// Compared as doubles, the two would be one row.
 #[tokio::test(flavor = "multi_thread")]
 async fn decimals_of_many_digits_are_told_apart() {

@@ -67,6 +67,50 @@ async fn a_source_that_hides_cascades_needs_the_same_ones_here() {
     .await;
 }
 
+/// The problem names column, collation and the statement; the statement is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_tells_fewer_texts_apart_than_the_source_is_refused() {
+    on_every_flavor(async |mut bench| {
+        bench.sql(
+            "CREATE TABLE t (id INT NOT NULL, name VARCHAR(40) CHARACTER SET utf8mb4 \
+             COLLATE utf8mb4_general_ci NOT NULL DEFAULT 'it''s', mail VARCHAR(40) \
+             CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci, PRIMARY KEY (id, name), \
+             UNIQUE KEY (mail))",
+        );
+        let short = |name, field, native| {
+            column(name, field, Kind::Text { length: Some(40), fixed: false }, native)
+        };
+        let postgres = "character varying(40)";
+        let columns = vec![int("id", 1), short("name", 2, postgres), short("mail", 3, postgres)];
+        let mut schema = bench.schema("t", columns);
+        schema.dialect = Dialect::Postgres;
+        schema.identity = Identity::Key(vec![0, 1]);
+        schema.columns[1].nullable = false;
+        let mut like = bench.schema("t", vec![int("id", 1), text("name", 2, 40)]);
+        like.identity = Identity::Key(vec![0, 1]);
+        like.columns[1].nullable = false;
+        assert_eq!(bench.connector.check_table(&like, &schema.table).await.len(), 1);
+        like.columns[1].collation = Some("utf8mb4_unicode_520_ci".into());
+        assert_eq!(bench.connector.check_table(&like, &schema.table).await, []);
+
+        let problems = bench.connector.check_table(&schema, &schema.table).await;
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        for part in ["t.name", "utf8mb4_general_ci"] {
+            assert!(problems[0].what.contains(part), "{}", problems[0]);
+        }
+        let error = bench.target.describe(&schema, &schema.table).await.unwrap_err();
+        assert!(error.to_string().contains("t.name"), "{error}");
+        bench.sql(&problems[0].remedy);
+        assert_eq!(bench.connector.check_table(&schema, &schema.table).await, []);
+        let table = bench.table(schema).await;
+        assert!(table.target.identity_is_bytes);
+        let one = |name| [Value::Int(1), Value::Text(name), Value::Null];
+        let rows = ["a", "A", "a "].map(|name| insert(&table, &one(name))).to_vec();
+        bench.applied(inserts(&table, rows)).await;
+    })
+    .await;
+}
+
 fn foreign_key(bench: &Bench, name: &str, referenced: &str) -> ForeignKey {
     ForeignKey {
         name: name.into(),
@@ -252,6 +296,11 @@ async fn a_postgres_table_keeps_its_indexes_as_far_as_mysql_has_them() {
         {
             assert!(show.contains(part), "{part} in {show}");
         }
+        // Two rows of the source are two here, and two of its unique values.
+        let texts = "SELECT DISTINCT collation_name FROM information_schema.columns \
+             WHERE table_schema = DATABASE() AND collation_name IS NOT NULL";
+        let binary = bench.sql(texts);
+        assert!(["utf8mb4_nopad_bin", "utf8mb4_0900_bin"].contains(&binary.as_str()), "{binary}");
         for part in ["only", "words", "part"] {
             assert!(!show.contains(&format!("`{part}`")), "{part} in {show}");
         }
