@@ -386,6 +386,8 @@ fn schema_change(world: &mut World, remedy: &str) {
     world.from.0.sql(&world.from.1, sql).unwrap();
     let stopped = wait_for_source(&world.tailwater, "stopped", &["checked", remedy]).unwrap();
     assert_clean(stopped["error"].as_str().unwrap());
+    // The marker was in the log before the source said that it stopped.
+    wait_for_pipeline(&world.tailwater, "stopped", &["checked", "tailwater skip"]).unwrap();
     let (code, why) = wait(world, "60s");
     assert_eq!(code, Some(2), "{why}");
     assert!(why.contains("is stopped") && why.contains("checked"), "{why}");

@@ -48,11 +48,60 @@ pub(crate) struct Name {
     pub(crate) name: String,
 }
 
+/// As much of a statement as is shown: more than anybody writes by hand.
+const SHOWN_BYTES: usize = 4 << 10;
+
 /// Reads a statement.
 pub(crate) fn parse(sql: &str) -> Statement {
     let words = words(sql);
     let mut parser = Parser { words: &words, at: 0 };
     parser.statement().unwrap_or_else(|| Statement::Unknown(names(&words)))
+}
+
+/// A statement as an operator is to see it: all of what it changes, on one line, without the texts
+/// in it, which may be values or secrets, and without comments.
+pub(crate) fn shown(sql: &str) -> String {
+    let mut out = String::new();
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let after = &rest[first.len_utf8()..];
+        let comment = |end: &str| after.split_once(end).map_or("", |(_, rest)| rest);
+        rest = match first {
+            // The content of `/*! … */` counts.
+            '/' if after.starts_with('*')
+                && !after.starts_with("*!")
+                && !after.starts_with("*M!") =>
+            {
+                comment("*/")
+            }
+            '#' => comment("\n"),
+            '-' if after.starts_with("- ") || after.starts_with("-\n") => comment("\n"),
+            '\'' | '"' => {
+                out.push_str("'…'");
+                quoted(after, first).1
+            }
+            '`' => {
+                let (name, rest) = quoted(after, first);
+                out.push_str(&crate::connect::quote_name(&name));
+                rest
+            }
+            c if c.is_whitespace() => {
+                if !out.ends_with(' ') {
+                    out.push(' ');
+                }
+                after
+            }
+            c => {
+                out.push(c);
+                after
+            }
+        };
+        if out.len() > SHOWN_BYTES {
+            out.push('…');
+            break;
+        }
+    }
+    out.trim().to_owned()
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -403,5 +452,24 @@ mod tests {
         assert!(
             matches!(parse("FROB TABLE t"), Statement::Unknown(words) if words.contains(&"t".into()))
         );
+    }
+
+    #[test]
+    fn a_statement_is_shown_whole_without_its_texts() {
+        for (sql, expected) in [
+            (
+                "ALTER TABLE `t`\n\tADD COLUMN `a``b` int  DEFAULT 5, DROP c",
+                "ALTER TABLE `t` ADD COLUMN `a``b` int DEFAULT 5, DROP c",
+            ),
+            (
+                "/* who */ ALTER TABLE t ADD e enum('it''s', \"b\") COMMENT 'x\\'y' -- z\n, DROP f # g",
+                "ALTER TABLE t ADD e enum('…', '…') COMMENT '…' , DROP f",
+            ),
+            ("ALTER TABLE t /*!80000 DROP c */", "ALTER TABLE t /*!80000 DROP c */"),
+            ("", ""),
+        ] {
+            assert_eq!(shown(sql), expected);
+        }
+        assert!(shown(&"é ".repeat(9000)).len() < SHOWN_BYTES + 8);
     }
 }

@@ -226,8 +226,8 @@ impl Decoder {
             }
             Statement::Unknown(words) => {
                 if let Some(slot) = self.tables.mentioned(words).filter(|_| !self.skips()) {
-                    let why =
-                        format!("a statement that is not understood names it: {}", beginning(sql));
+                    let shown = statement::shown(sql);
+                    let why = format!("a statement that is not understood names it: {shown}");
                     self.changed(slot, &why, out);
                 }
             }
@@ -311,7 +311,7 @@ impl Decoder {
             names.iter().filter_map(|name| self.tables.named(name, database)).collect();
         let born = |slot: &&usize| self.tables.captured.get(**slot).is_some_and(|one| one.born);
         if let Some(&slot) = slots.iter().find(born) {
-            self.changed(slot, &beginning(sql), out);
+            self.changed(slot, &statement::shown(sql), out);
             return Ok(());
         }
         // Changes of a table on its way to what the catalog says are part of that.
@@ -411,7 +411,7 @@ fn read_query(mut body: Take<'_>, compressed: bool) -> Result<(String, String), 
     Ok((text(database), text(&sql)))
 }
 
-/// The first words of a statement: enough to find it, and no values of its end.
+/// The first words of a change of rows: enough to find it, and no values of its end.
 fn beginning(sql: &str) -> String {
     sql.split_whitespace().take(4).collect::<Vec<_>>().join(" ")
 }

@@ -216,6 +216,8 @@ impl Tail {
     pub(crate) async fn next(&mut self) -> Result<(), SourceError> {
         let next = self.stream.next(&mut self.changes, 10_000);
         let result = tokio::time::timeout(PATIENCE, next).await.expect("the stream says something");
+        // Capture takes nothing that comes with an error.
+        assert!(result.is_ok() || self.changes.is_empty(), "{:?}", self.changes.events());
         self.recorder.take(&mut self.changes);
         result
     }
