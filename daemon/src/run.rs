@@ -320,6 +320,7 @@ fn pipeline_config(
             OnExisting::Replace => tailwater_apply::OnExisting::Replace,
         },
         memory_bytes: share,
+        source: section.source.clone(),
         route,
         ..PipelineConfig::new(name, now_us)
     }

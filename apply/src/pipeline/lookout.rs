@@ -12,7 +12,7 @@ use tailwater_kafka::Offset;
 
 use super::schemas::{Meaning, Schemas};
 use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig};
-use crate::{Assembler, Item, PartBounds, Resume, SchemaUse, Writer};
+use crate::{Assembler, Item, PartBounds, Progress, Resume, SchemaUse, Writer};
 
 /// Where a session stands: what to look behind if it cannot go on.
 #[derive(Debug, Clone)]
@@ -36,6 +36,14 @@ pub(super) struct Superseded {
     /// Whom that writer reads.
     pub(super) server: Option<String>,
     pub(super) snapshot: Place,
+}
+
+impl Superseded {
+    /// Whether it is still to come: a commit whose outcome was unknown may have passed its begin.
+    pub(super) fn is_ahead(&self, progress: &Progress, log: &LogIdentity) -> bool {
+        let read = (&progress.cluster_id, &progress.topic_id) == (&log.cluster_id, &log.topic_id);
+        self.log == *log && !(read && progress.next_offset > self.from.get())
+    }
 }
 
 /// Reads on behind a stop.

@@ -134,7 +134,8 @@ impl<'a> Session<'a> {
         let state: SavedState = serde_json::from_str(&progress.state)
             .map_err(|source| Error::State { pipeline: progress.pipeline.clone(), source })?;
         let superseded = context.trial.superseded.take();
-        context.trial.superseded = superseded.filter(|snapshot| snapshot.log == identity);
+        context.trial.superseded =
+            superseded.filter(|snapshot| snapshot.is_ahead(&progress, &identity));
         context.trial.stand = Some(Stand {
             log: identity.clone(),
             from: log_start,

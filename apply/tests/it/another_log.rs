@@ -162,3 +162,58 @@ async fn a_snapshot_that_was_being_loaded_is_found_in_a_copy() {
     assert_eq!(ids(&rig), [0, 1, 2, 3, 4, 5, 6]);
     running.stop().await;
 }
+
+/// A server that was built anew may be at the very same position: what it says is not what came
+/// after that.
+#[tokio::test(start_paused = true)]
+async fn the_same_place_of_another_server_stops() {
+    let rig = applied().await;
+    let mut fresh = LogWriter::new();
+    fresh.open_of("rebuilt", 2);
+    snapshot(&mut fresh, SECOND, 100, 7);
+    fresh.insert_in(SECOND, 110, 8, true);
+    let failure = refused(&rig, fresh).await;
+    assert!(failure.contains("rebuilt") && failure.contains("came from server"), "{failure}");
+    assert!(failure.contains("resync"), "{failure}");
+    // As said: a new snapshot, under a later epoch.
+    let running = rig.start();
+    running.state(State::Stopped).await;
+    let mut later = LogWriter::from(rig.log.end().get());
+    later.open_of("rebuilt", 3);
+    snapshot(&mut later, Epoch::new(3), 120, 9);
+    rig.log.append(later.batches());
+    running.applied(end_of(Epoch::new(3), 120)).await;
+    assert_eq!(ids(&rig), [9]);
+    running.stop().await;
+}
+
+/// Nothing shows whose positions they are where no marker names a server.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_names_no_server_is_not_taken_for_the_same() {
+    let rig = applied().await;
+    let mut fresh = LogWriter::new();
+    snapshot(&mut fresh, SECOND, 100, 7);
+    let failure = refused(&rig, fresh).await;
+    assert!(failure.contains("does not name"), "{failure}");
+}
+
+/// A fail-over within a log is capture's to judge; the pipeline remembers who was last.
+#[tokio::test(start_paused = true)]
+async fn a_fail_over_within_the_log_is_followed() {
+    let rig = applied().await;
+    let mut more = LogWriter::from(rig.log.end().get());
+    more.producer(7, 1).open_of("promoted", 2).insert_in(SECOND, 110, 4, true);
+    rig.log.append(more.batches());
+    let running = rig.start();
+    running.applied(end_of(SECOND, 110)).await;
+    running.stop().await;
+    // In a copy of all of it, both are found.
+    let mut copy = history();
+    copy.producer(7, 1).open_of("promoted", 2).insert_in(SECOND, 110, 4, true);
+    copy.insert_in(SECOND, 120, 5, true);
+    rig.log.replace("copy", copy.batches());
+    let running = rig.start();
+    running.applied(end_of(SECOND, 120)).await;
+    assert_eq!(ids(&rig), [1, 2, 3, 4, 5]);
+    running.stop().await;
+}

@@ -373,6 +373,9 @@ async fn another_log_is_searched_for_the_place() {
     // A mirror: other offsets, no open markers that name its producer.
     let mut mirror = LogWriter::from(0);
     let (epoch, commit) = (history.last.epoch, history.last.commit);
+    let copied =
+        Control::Open { producer_id: 99, producer_epoch: 0, epoch: Epoch::FIRST, server: "server" };
+    mirror.control(&copied);
     mirror.control(&Control::Idle { epoch, commit });
     mirror.control(&Control::End {
         epoch: history.last.epoch,

@@ -9,5 +9,6 @@ mod exactly_once;
 mod loading;
 mod pinned;
 mod planning;
+mod resync;
 mod rig;
 mod support;

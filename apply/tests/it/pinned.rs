@@ -41,6 +41,7 @@ fn parts(log: &mut LogWriter) -> Vec<(usize, usize)> {
             }
             Item::Schema(id) => assembler.learn(id, SchemaUse::Ignored),
             Item::Part(part) => parts.push((part.changes.len(), part.bytes)),
+            Item::Opened { .. } => {}
             item => unreachable!("{item:?}"),
         }
     }

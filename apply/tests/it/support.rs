@@ -185,12 +185,17 @@ impl LogWriter {
 
     /// The open marker of the current producer, for the place epoch `epoch`.
     pub(crate) fn open(&mut self, epoch: u32) -> &mut Self {
+        self.open_of("server", epoch)
+    }
+
+    /// As [`open`](Self::open), of a capture that reads `server`.
+    pub(crate) fn open_of(&mut self, server: &str, epoch: u32) -> &mut Self {
         let (id, producer_epoch) = self.producer;
         self.control(&Control::Open {
             producer_id: id.unsigned_abs(),
             producer_epoch: u64::from(producer_epoch.unsigned_abs()),
             epoch: Epoch::new(epoch),
-            server: "server",
+            server,
         })
     }
 
