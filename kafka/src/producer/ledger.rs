@@ -143,8 +143,8 @@ impl Ledger {
         Ok((number, wake))
     }
 
-    /// Lets every open batch go as soon as there is room in its queue. Until then it still grows:
-    /// a slow log gets larger batches.
+    /// Lets every open batch go as soon as nothing is before it. Until then it still grows: a slow
+    /// log gets larger batches.
     pub(super) fn flush(&mut self, now: Instant) {
         for open in self.partitions.iter_mut().filter_map(|partition| partition.open.as_mut()) {
             open.seal_at = open.seal_at.min(now);
@@ -200,7 +200,7 @@ impl Ledger {
         let max_in_flight = self.max_in_flight;
         let mut sendable = Vec::new();
         for (index, partition) in self.partitions.iter_mut().enumerate() {
-            partition.seal_if_due(now, max_in_flight);
+            partition.seal_if_due(now);
             if partition.next_to_send(now, max_in_flight).is_some() {
                 sendable.push(index);
             }
@@ -342,7 +342,7 @@ impl Ledger {
                 alarms.push(deadline);
             }
             alarms.extend(partition.recovery.as_ref().map(|recovery| recovery.resume_at));
-            if partition.queue.len() < self.max_in_flight {
+            if partition.queue.is_empty() {
                 alarms.extend(partition.open.as_ref().map(|open| open.seal_at));
             }
         }

@@ -41,7 +41,7 @@ pub(super) struct Partition {
 pub(super) struct Open {
     pub(super) builder: BatchBuilder,
     pub(super) first: RecordNumber,
-    /// Sealed when there is room in the queue, at the latest then.
+    /// Sealed from then on, as soon as nothing is before it.
     pub(super) seal_at: Instant,
 }
 
@@ -97,9 +97,13 @@ impl Partition {
         }
     }
 
-    pub(super) fn seal_if_due(&mut self, now: Instant, max_in_flight: usize) {
+    /// Seals the open batch if it is due and nothing is before it. Behind a batch that is still
+    /// on its way it grows instead: it would wait for the same flush of the log in any case, and
+    /// one large batch costs the log and every reader less than many small ones. Only what is full
+    /// goes out beside others.
+    pub(super) fn seal_if_due(&mut self, now: Instant) {
         let due = self.open.as_ref().is_some_and(|open| open.seal_at <= now);
-        if due && self.queue.len() < max_in_flight {
+        if due && self.queue.is_empty() {
             self.seal(now);
         }
     }

@@ -16,6 +16,7 @@ use tailwater_change::Commit;
 
 use crate::connect::{literal, quote};
 use crate::source::decoder::Decoder;
+use crate::source::pace::Pace;
 use crate::source::position_lost;
 use crate::source::silence::{Heard, Silence};
 use crate::source::state::State;
@@ -37,6 +38,7 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct PostgresStream {
     connection: Connection,
     silence: Silence,
+    pace: Pace,
     decoder: Decoder,
     server: ServerIdentity,
     state: SourceState,
@@ -76,6 +78,7 @@ impl PostgresStream {
         Ok(Self {
             connection,
             silence: Silence::new(SILENCE_LIMIT),
+            pace: Pace::new(),
             decoder,
             server: state.system.identity(),
             state: state.to_source_state()?,
@@ -208,9 +211,12 @@ impl Stream for PostgresStream {
                 return Ok(());
             }
             if self.connection.unsent_bytes() == 0 {
+                self.pace.rest().await;
                 match self.silence.end(self.connection.fill()).await {
                     Heard::Sign(filled) => {
-                        filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
+                        let bytes = filled
+                            .map_err(|error| SourceError::unavailable(OPERATION, error))?;
+                        self.pace.note(bytes);
                     }
                     Heard::Ask => self.queue_status(true),
                     Heard::Nothing => {

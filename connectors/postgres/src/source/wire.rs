@@ -297,22 +297,22 @@ impl Connection {
         }
     }
 
-    /// Reads more. Cancel-safe.
+    /// Reads more; returns how many bytes. Cancel-safe.
     ///
     /// # Errors
     /// The connection is gone.
-    pub(crate) async fn fill(&mut self) -> io::Result<()> {
+    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
         if self.input.capacity() - self.input.len() < READ_BYTES / 2 {
             // Grows with what has come, not with what a length announces.
             self.input.reserve(self.input.len().max(READ_BYTES));
         }
-        if self.socket.read_buf(&mut self.input).await? == 0 {
-            return Err(io::Error::new(
+        match self.socket.read_buf(&mut self.input).await? {
+            0 => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
                 "the server closed the connection",
-            ));
+            )),
+            bytes => Ok(bytes),
         }
-        Ok(())
     }
 
     /// What is queued and not yet written.
