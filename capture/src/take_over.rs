@@ -12,9 +12,9 @@ use tailwater_kafka::{
 };
 use tailwater_registry::Registry;
 
+use crate::ServerIdentity;
 use crate::config::Config;
 use crate::error::{Error, log};
-use crate::ServerIdentity;
 use crate::state::{OPEN_KEY, Phase, STATE_KEY, State};
 use crate::tail::{Tail, TailScan};
 

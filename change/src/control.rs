@@ -102,7 +102,7 @@ pub enum Control<'a> {
         producer_epoch: u64,
         /// The epoch of the places it writes.
         epoch: Epoch,
-        /// The source server's identity, for people.
+        /// The source server's identity: positions of two servers do not compare.
         server: &'a str,
     },
     /// The transaction at `(epoch, commit)` ends here: its last row carried no flag.

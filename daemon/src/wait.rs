@@ -58,7 +58,7 @@ pub(crate) async fn reach(
     loop {
         let status = role.handle.status();
         let captured = source.handle.status();
-        if applied(&status, captured.place.map(|place| place.epoch), goal) {
+        if applied(&status, captured.epoch, goal) {
             return Waited::Reached;
         }
         if let Some(why) = hopeless(role, source) {
@@ -86,11 +86,14 @@ fn applied(status: &Status, epoch: Option<tailwater_change::Epoch>, goal: Commit
 /// Why it will never get there without a person.
 fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<String> {
     let pipeline = role.handle.status();
-    if matches!(pipeline.state, State::Paused | State::Stopped) {
+    let captured = source.handle.status();
+    let stopped_at = pipeline.failure.as_ref().and_then(|failure| failure.epoch);
+    // A snapshot that is being taken ends a stop in an epoch before it.
+    let goes_on = stopped_at.is_some() && stopped_at < captured.epoch;
+    if pipeline.state == State::Paused || (pipeline.state == State::Stopped && !goes_on) {
         let why = pipeline.failure.map(|failure| failure.reason).unwrap_or_default();
         return Some(format!("the pipeline is {}: {why}", pipeline.state));
     }
-    let captured = source.handle.status();
     if matches!(
         captured.state,
         tailwater_capture::CaptureState::Paused | tailwater_capture::CaptureState::Stopped

@@ -19,6 +19,8 @@ mod pages;
 #[cfg(test)]
 mod pairs;
 #[cfg(test)]
+mod resync;
+#[cfg(test)]
 mod schemas;
 #[cfg(test)]
 mod unbounded;

@@ -32,13 +32,21 @@ impl World {
     /// The tables and rows of the workload on the source, an empty database on the target, and a
     /// Tailwater that is not yet started.
     pub(crate) fn new(from: Flavor, to: Flavor, seed: u64) -> Result<World> {
+        World::between(Server::shared(from), second(to), seed)
+    }
+
+    /// As [`World::new`], between these servers.
+    pub(crate) fn between(
+        source: &'static Server,
+        target: &'static Server,
+        seed: u64,
+    ) -> Result<World> {
+        let (from, to) = (source.flavor(), target.flavor());
         println!("{from} -> {to}, seed {seed}");
         let spelling = if from.is_postgres() { Spelling::Postgres } else { Spelling::Mysql };
         // MariaDB executes cascades without logging them: only a target of its kind can repeat them.
         let cascades = from != Flavor::MariaDb || !to.is_postgres();
         let mut workload = Workload::new(spelling, cascades, seed);
-        let source = Server::shared(from);
-        let target = second(to);
         let from_database = source.create_database()?;
         let to_database = target.create_database()?;
         source.sql(&from_database, &workload.schema())?;
@@ -170,7 +178,7 @@ fn equal(source: &str, target: &str) -> Result<()> {
 }
 
 /// A second shared server of the flavor, so that source and target are two.
-fn second(flavor: Flavor) -> &'static Server {
+pub(crate) fn second(flavor: Flavor) -> &'static Server {
     use std::sync::OnceLock;
     static SECOND: [OnceLock<Server>; 4] = [const { OnceLock::new() }; 4];
     SECOND[flavor as usize].get_or_init(|| Server::start(flavor).expect("the target starts"))

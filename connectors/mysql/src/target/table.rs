@@ -1,12 +1,15 @@
 //! A target table as steps need it: which columns flow, in which form, and what tells rows apart.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
 use tailwater_apply::{TargetError, TargetTable};
 use tailwater_change::{
     Column, Dialect, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema, Value,
 };
 
 use super::collation::{self, equal_is_same_bytes};
-use super::mapping::accept;
+use super::mapping::{Abilities, Usage, accept, mapping};
 use super::spell::{Form, SpellError};
 use crate::catalog::{CatalogColumn, CatalogTable};
 use crate::connect::{Server, quote_name, quote_table};
@@ -140,7 +143,14 @@ fn fields(
         let Some(to) = find(catalog, &column.name) else {
             problems.push(Problem::new(
                 format!("table {} has no column {}", catalog.table, column.name),
-                "add it to the target's table with the source's type",
+                match added(schema, source, server) {
+                    Some(spelled) => format!(
+                        "run ALTER TABLE {} ADD COLUMN {} {spelled}, then `tailwater resume`",
+                        quote_table(&catalog.table),
+                        quote_name(&column.name)
+                    ),
+                    None => "add it to the target's table with the source's type".to_owned(),
+                },
             ));
             continue;
         };
@@ -153,6 +163,21 @@ fn fields(
         }
     }
     fields
+}
+
+/// How a column that is missing would be made here, by a person.
+fn added(schema: &TableSchema, index: usize, server: Server) -> Option<String> {
+    let column = &schema.columns[index];
+    if !schema.dialect.is_like(server.dialect) {
+        let abilities = Abilities { dialect: server.dialect, collations: BTreeSet::new() };
+        let made = mapping(schema.dialect, column, Usage::of(schema, index), &abilities).ok()?;
+        return Some(made.spelled);
+    }
+    let mut spelled = column.native.clone();
+    if let (Some(charset), Some(collation)) = (&column.charset, &column.collation) {
+        let _infallible = write!(spelled, " CHARACTER SET {charset} COLLATE {collation}");
+    }
+    Some(spelled)
 }
 
 fn field(source: usize, to: &CatalogColumn, form: Form, ty: ColumnType, server: Server) -> Field {

@@ -163,6 +163,18 @@ pub(super) fn key_index<'a>(schema: &'a TableSchema, columns: &[&str]) -> Option
     candidates.first().copied()
 }
 
+/// `ALTER TABLE … ADD COLUMN`, for a table that has rows: without NOT NULL.
+pub(super) fn add_column_sql(
+    schema: &TableSchema,
+    column: &Column,
+    to: &TableId,
+) -> Option<String> {
+    let like = schema.dialect.is_like(Dialect::Postgres);
+    let nullable = Column { nullable: true, ..column.clone() };
+    let spelled = column_sql(schema, &nullable, like, VIRTUAL_COLUMNS).ok()?;
+    Some(format!("ALTER TABLE {} ADD COLUMN {spelled}", quote_table(to)))
+}
+
 fn column_sql(
     schema: &TableSchema,
     column: &Column,

@@ -8,6 +8,7 @@ use tailwater_change::{Column, Dialect, Identity, Kind, Problem, TableId, TableS
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error, Row};
 
+use super::create::add_column_sql;
 use super::form::Form;
 use super::mapping::fits;
 use crate::connect::{quote, quote_table};
@@ -250,7 +251,10 @@ impl Described {
             let Some(target) = entry.column(&column.name) else {
                 return Err(Problem::new(
                     format!("{name} has no column {}", column.name),
-                    COLUMNS_REMEDY,
+                    match add_column_sql(schema, column, name) {
+                        Some(alter) => format!("run {alter}, then `tailwater resume`"),
+                        None => COLUMNS_REMEDY.to_owned(),
+                    },
                 ));
             };
             if target.generated {
