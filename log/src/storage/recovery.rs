@@ -8,26 +8,34 @@
 //! ```text
 //!            valid                     P  not valid
 //!   |─────────────────────────────────|~~~~~~~~~~~~~~~~~~~~~~~~|
-//!                     floor ≤ P: next question       a valid batch behind P? → hole: refuse
-//!                     floor > P: flushed bytes       none?                   → torn tail: cut at P
-//!                     are damaged: refuse
+//!                     floor ≤ P: next question       no valid batch behind P  → torn tail: cut at P
+//!                     floor > P: flushed bytes       one, behind zeroes at P  → never written: cut at P
+//!                     are damaged: refuse            one, behind other bytes  → a hole: refuse
 //! ```
 //!
-//! Why that is enough: a write appends, and what is written after a flush begins behind what it
-//! flushed. A process that dies leaves a prefix of what it wrote; ext4 and xfs let a file grow only
-//! when the data below the new length is written. So an honest crash leaves no valid batch behind
-//! an invalid one, and where there is one, something else happened to the file. After a crash of
-//! the process `floor` is exact; after a power cut it is some seconds old, and between it and the
-//! end the shape decides, as just said. A refused partition stays as it is, for a human.
+//! Why that is enough: a write appends, and a flush puts all of the file on the disk that was
+//! written before it. So if the bytes at P never came there, no flush ended after they were
+//! written, and nothing from P on was acknowledged. A process that dies leaves a prefix of what it
+//! wrote. A power cut leaves some of the pages that were not flushed, in any order, and where a
+//! file's length reached the disk before a page did, that page reads as zeroes. Nothing that we
+//! write begins with a zeroed page, so one at P was never written. Any other bytes were, and a
+//! valid batch behind them may have been acknowledged.
+//!
+//! After a crash of the process `floor` is exact; after a power cut it is some seconds old, and
+//! between it and the end the shape decides, as just said. A refused partition stays as it is, for
+//! a human.
 
 use std::path::Path;
 
-use tailwater_kafka::{Offset, RecordBatch};
+use tailwater_kafka::{BatchHeader, HEADER_BYTES, Offset, RecordBatch};
 
 use crate::Error;
 use crate::storage::disk::DiskFile;
 use crate::storage::index::SegmentIndex;
 use crate::storage::scan::{BatchScan, Scanned, find_batch_after};
+
+/// What a file system writes at once, or a divisor of it.
+const PAGE_BYTES: u64 = 4096;
 
 /// What a partition's offsets may look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,14 +156,39 @@ impl Suspect<'_> {
             ));
         }
         match find_batch_after(self.file, self.path, recovered.size, recovered.end)? {
-            Some(behind) => Err(self.damage(
+            Some(behind) if !self.was_never_written(recovered.size, behind)? => Err(self.damage(
                 recovered,
                 &format!(
                     "{problem}, and there is a valid batch behind it at byte {behind}: a hole"
                 ),
             )),
-            None => Ok(()),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// Whether the batch at `at` lacks a page that never came to the disk, with `behind` the next
+    /// valid one: it begins with zeroes to the end of its page, or the last page that it reaches
+    /// into is nothing but zeroes, also where the batch after it would begin.
+    fn was_never_written(&self, at: u64, behind: u64) -> Result<bool, Error> {
+        let page_end = (at / PAGE_BYTES + 1) * PAGE_BYTES;
+        if page_end <= behind && self.is_zero(at, page_end)? {
+            return Ok(true);
+        }
+        let mut header = [0; HEADER_BYTES];
+        self.file.read_at(&mut header, at).map_err(Error::io("read", self.path))?;
+        let bytes = match BatchHeader::parse(&header) {
+            Ok(Some(header)) => header.total_bytes(),
+            Ok(None) | Err(_) => HEADER_BYTES,
+        };
+        let last_page = (at + bytes as u64 - 1) / PAGE_BYTES * PAGE_BYTES;
+        let next_page = last_page + PAGE_BYTES;
+        Ok(last_page > at && next_page <= behind && self.is_zero(last_page, next_page)?)
+    }
+
+    fn is_zero(&self, from: u64, to: u64) -> Result<bool, Error> {
+        let mut bytes = vec![1; usize::try_from(to - from).unwrap_or(usize::MAX)];
+        let read = self.file.read_at(&mut bytes, from).map_err(Error::io("read", self.path))?;
+        Ok(read == bytes.len() && bytes.iter().all(|byte| *byte == 0))
     }
 
     fn damage(&self, recovered: &Recovered, problem: &str) -> Error {

@@ -164,7 +164,7 @@ async fn a_hole_in_the_middle_is_refused() {
     let (second, third) =
         (usize::try_from(lengths[1]).unwrap(), usize::try_from(lengths[2]).unwrap());
     for hole in [
-        // Zeroes where the second batch was.
+        // Zeroes where the second batch was, less than a page of them.
         [&bytes[..second], &vec![0; third - second], &bytes[third..]].concat(),
         // The second batch is missing altogether.
         [&bytes[..second], &bytes[third..]].concat(),
@@ -178,6 +178,56 @@ async fn a_hole_in_the_middle_is_refused() {
         log.close().await.unwrap();
         assert_eq!(std::fs::read(&segment).unwrap(), hole, "left as it is");
     }
+}
+
+/// Three batches of 10,000 bytes and more, the flush mark at `flushed`, and one range of zeroes.
+async fn large_batches_with_zeroes(
+    flushed: usize,
+    zeroes: impl Fn(&[u64]) -> std::ops::Range<u64>,
+) -> (Option<String>, usize) {
+    let scratch = Scratch::new().await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let segment = scratch.partition_folder(TOPIC).join(FIRST_SEGMENT);
+    let large = "x".repeat(5000);
+    let mut ends = vec![0];
+    for _ in 0..3 {
+        produce_values(&scratch.log, TOPIC, &[&large, &large]).await;
+        ends.push(std::fs::metadata(&segment).unwrap().len());
+    }
+    let folder = scratch.die();
+    set_flushed_through(folder.path(), flushed);
+    let range = zeroes(&ends);
+    let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    bytes[range].fill(0);
+    std::fs::write(&segment, bytes).unwrap();
+    let log = open(folder.path(), |_| {}).await;
+    let offline = log.partitions().remove(0).offline;
+    let left = if offline.is_none() { read_all(&log, TOPIC).await.len() } else { 0 };
+    (offline, left)
+}
+
+#[tokio::test]
+async fn pages_that_a_power_cut_kept_from_the_disk_are_cut_off_with_all_behind_them() {
+    let page = |position: u64| position / 4096 * 4096;
+    // From where the second batch begins, and its last page.
+    for flushed in [0, 1] {
+        let cut = large_batches_with_zeroes(flushed, |ends| ends[1]..page(ends[1]) + 4096).await;
+        assert_eq!(cut, (None, 2));
+        let cut = large_batches_with_zeroes(flushed, |ends| ends[1]..ends[2]).await;
+        assert_eq!(cut, (None, 2));
+        let cut =
+            large_batches_with_zeroes(flushed, |ends| page(ends[2])..page(ends[2]) + 4096).await;
+        assert_eq!(cut, (None, 2));
+    }
+    // What was flushed is damaged, zeroes or not.
+    let (offline, _) = large_batches_with_zeroes(2, |ends| ends[1]..ends[2]).await;
+    assert!(offline.unwrap().contains("flushed through offset 4"));
+    // Less than a page is no page that is missing.
+    let (offline, _) = large_batches_with_zeroes(0, |ends| ends[1]..ends[1] + 100).await;
+    assert!(offline.unwrap().contains("a hole"));
+    let (offline, _) = large_batches_with_zeroes(0, |ends| ends[1] + 200..ends[1] + 300).await;
+    assert!(offline.unwrap().contains("a hole"));
 }
 
 /// What the refusal says, and what was done to the file.
