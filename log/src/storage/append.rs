@@ -47,6 +47,9 @@ impl Partition {
         room: Option<OwnedSemaphorePermit>,
     ) -> Result<Taken, NotTaken> {
         let tail_share = self.shared.tail_share();
+        // Copied, since others share its buffer (the request, a producer that may repeat it), and
+        // here, where nobody has to wait for that.
+        let copy = BytesMut::from(&batch.bytes()[..]);
         let mut state = self.lock_state();
         let online = state.online()?;
         let producer = ProducerBatch::of(batch.header());
@@ -57,7 +60,7 @@ impl Partition {
         let (base, last) = match verdict {
             Verdict::Duplicate { base, last } => (base, last),
             Verdict::Append => {
-                let placed = place_at_end(batch, online).ok_or(NotTaken::Full)?;
+                let placed = place_at_end(copy, batch, online).ok_or(NotTaken::Full)?;
                 let (base, last) = (placed.base_offset(), placed.last_offset());
                 if let Some(producer) = &producer {
                     online.producers.record(
@@ -94,10 +97,9 @@ impl Online {
     }
 }
 
-/// The batch with its offset and leader epoch set: in place where nobody shares its buffer.
-fn place_at_end(batch: &RecordBatch, online: &Online) -> Option<RecordBatch> {
+/// The batch with its offset and leader epoch set in `bytes`, a copy of it that is ours alone.
+fn place_at_end(mut bytes: BytesMut, batch: &RecordBatch, online: &Online) -> Option<RecordBatch> {
     online.end.checked_add(i64::from(batch.offset_count()))?;
-    let mut bytes = BytesMut::from(batch.bytes().clone());
     place(&mut bytes, online.end, online.epochs.current()).ok()?;
     RecordBatch::parse(bytes.freeze()).ok()?.map(|(placed, _)| placed)
 }
