@@ -286,6 +286,7 @@ impl Partition {
             partition = %self.name.partition,
             error = text,
             "batches refused"
+        online.readable_max_timestamp = online.written_max_timestamp();
         );
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return };

@@ -58,13 +58,15 @@ impl Partition {
         let greatest = {
             let mut state = self.lock_state();
             let online = state.online()?;
-            let sealed = online.sealed.iter().map(|segment| segment.max_timestamp);
-            sealed.chain([online.active.index.max_timestamp()]).max()
+            // Of all that is written while everything is readable: retention may have removed the
+            // record that was the greatest when the high watermark moved last.
+            if online.high_watermark == online.written_end {
+                online.written_max_timestamp()
+            } else {
+                online.readable_max_timestamp
+            }
         };
-        match greatest {
-            Some(timestamp_ms) if timestamp_ms >= 0 => self.first_at_or_after(timestamp_ms),
-            _ => Ok(None),
-        }
+        if greatest < 0 { Ok(None) } else { self.first_at_or_after(greatest) }
     }
 
     fn candidates(&self, online: &Online, timestamp_ms: i64) -> Vec<Candidate> {

@@ -125,7 +125,7 @@ impl Opening<'_> {
         // The seal of a segment that is written again must not be believed any more.
         disk::remove_file(&segment::path(self.folder, last_base, Kind::Index))?;
         flushed.write(last.end)?;
-        let online = Online {
+        let mut online = Online {
             sealed,
             active: last.active,
             start: description.start,
@@ -134,6 +134,7 @@ impl Opening<'_> {
             end: last.end,
             epochs: description.epochs,
             producers_written: producers.clone(),
+            readable_max_timestamp: -1,
             producers,
             pending: std::collections::VecDeque::new(),
             acknowledgements: Vec::new(),
@@ -142,7 +143,9 @@ impl Opening<'_> {
             compacted_to: Offset::ZERO,
             replacements: 0,
         };
-        Ok((online, Files { flushed: Some(flushed), flushed_end: last.end }))
+        online.readable_max_timestamp = online.written_max_timestamp();
+        let files = Files { flushed: Some(flushed), flushed_end: last.end, unremoved: Vec::new() };
+        Ok((online, files))
     }
 
     fn description(&self) -> Result<PartitionDescription, Error> {

@@ -141,6 +141,8 @@ pub(super) struct Online {
     pub(super) written_end: Offset,
     pub(super) end: Offset,
     pub(super) epochs: EpochHistory,
+    /// The greatest record timestamp below the high watermark, ms; -1 with none.
+    pub(super) readable_max_timestamp: i64,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.
@@ -188,6 +190,12 @@ impl Online {
     pub(super) fn size(&self) -> u64 {
         self.sealed.iter().map(|segment| segment.size).sum::<u64>() + self.active.size
     }
+    /// The greatest record timestamp of all that is written, ms; -1 with none.
+    pub(super) fn written_max_timestamp(&self) -> i64 {
+        let sealed = self.sealed.iter().map(|segment| segment.max_timestamp).max().unwrap_or(-1);
+        sealed.max(self.active.index.max_timestamp())
+    }
+
 }
 
 impl State {

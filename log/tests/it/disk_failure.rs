@@ -167,6 +167,7 @@ async fn our_producer_gets_through_a_full_disk_in_order_and_once() {
         Client, ClientConfig, Node, PartitionId, ProducerConfig, TopicPartition, Transport,
     };
     let (scratch, disk) = scratch().await;
+    assert_eq!(list_offset(&scratch.log, TOPIC, -3).await, (ErrorCode::None, 0, 1000));
     let node: Arc<dyn Node> = Arc::<tailwater_log::Log>::clone(&scratch.log);
     let transport = Transport::in_process(node);
     let client = Client::connect(ClientConfig::default(), transport).await.unwrap();
@@ -248,7 +249,8 @@ async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
     let mut writing = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let log = Arc::clone(&scratch.log);
-        writing.spawn(async move { produce_values(&log, TOPIC, &["next"]).await });
+        let next = batch(&[(Some("k"), "next", 2000)], NOBODY);
+        writing.spawn(async move { produce(&log, TOPIC, next).await.unwrap() });
     }
     // All are in the log, one flush is under way, and nobody sees or hears of them.
     while scratch.status(TOPIC).end_offset.get() < 21
