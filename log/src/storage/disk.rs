@@ -142,6 +142,33 @@ impl DiskFile for SystemFile {
     }
 }
 
+/// Puts the bytes from `from` to `to` on the disk, where they may or may not be: what survived a
+/// crash is served from now on, so it must survive the next one as well.
+///
+/// A flush alone does not do that. After one that failed the system keeps the bytes in memory, is
+/// certain that they are written, and has nothing left to flush; only what is written is flushed.
+pub(crate) fn write_again(
+    file: &dyn DiskFile,
+    path: &Path,
+    from: u64,
+    to: u64,
+) -> Result<(), Error> {
+    /// Read and written at a time.
+    const STEP_BYTES: u64 = 1 << 20;
+    let mut position = from;
+    while position < to {
+        let step = usize::try_from(STEP_BYTES.min(to - position)).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; step];
+        let read = file.read_at(&mut bytes, position).map_err(Error::io("read", path))?;
+        if read < step {
+            return Err(Error::corrupt(path, position, "the file became shorter"));
+        }
+        file.write_all_at(&[bytes.into()], position).map_err(Error::io("write again", path))?;
+        position += step as u64;
+    }
+    file.sync().map_err(Error::io("flush", path))
+}
+
 /// Makes the names in a folder survive a power cut.
 pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("flush folder", path))

@@ -266,6 +266,8 @@ fn open_file(path: &Path, disk: &dyn Disk) -> Result<(Arc<dyn DiskFile>, u64, En
         file.truncate(whole as u64).map_err(Error::io("cut", path))?;
         file.sync().map_err(Error::io("flush", path))?;
     }
+    // In place, which needs no room: the last change may be one whose flush failed.
+    disk::write_again(&*file, path, 0, whole as u64)?;
     Ok((file, whole as u64, entries))
 }
 

@@ -274,7 +274,12 @@ impl Opening<'_> {
             return Ok(Last { active, end: seal.end, clean: true });
         }
         let suspect = Suspect { file: &*file, path: &path, base, continuity: self.continuity() };
-        let found = suspect.recover_last(floor, &mut |_| {})?;
+        let mut flushed_bytes = 0;
+        let found = suspect.recover_last(floor, &mut |batch| {
+            if batch.next_offset() <= floor {
+                flushed_bytes += batch.bytes().len() as u64;
+            }
+        })?;
         if found.torn_bytes > 0 {
             tracing::info!(
                 topic = %self.name.topic,
@@ -284,8 +289,7 @@ impl Opening<'_> {
                 "cut off an unacknowledged tail"
             );
         }
-        // What survived is served from now on, so it must survive the next crash as well.
-        file.sync().map_err(Error::io("flush", &path))?;
+        disk::write_again(&*file, &path, flushed_bytes, found.size)?;
         let active = ActiveSegment {
             base,
             path,

@@ -1,111 +1,18 @@
 //! Full disks, failing flushes, torn writes: nothing acknowledged is lost, nothing refused stays.
 
-use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use tailwater_kafka::wire::ErrorCode;
-use tailwater_log::{Disk, DiskFile, FileSystem, FlushPolicy};
+use tailwater_log::FlushPolicy;
 
+use crate::failing_disk::{EMFILE, FailingDisk, Handle};
 use crate::support::{
-    NOBODY, Scratch, Writer, create_topic, fetch, init_producer, list_offset, open, produce,
-    produce_values, read_all, values,
+    NOBODY, Scratch, Writer, batch, commit, create_topic, fetch, init_producer, list_offset, open,
+    produce, produce_values, read_all, values,
 };
 
 const TOPIC: &str = "t";
-
-/// A disk that fails when told to.
-#[derive(Debug, Default)]
-struct FailingDisk {
-    /// Segment bytes that still fit.
-    room: AtomicU64,
-    full: AtomicBool,
-    /// Writes that did not fit.
-    refusals: AtomicU64,
-    flush_fails: AtomicBool,
-    cut_fails: AtomicBool,
-    flushes: AtomicU64,
-    /// While set, a flush does not end.
-    held: Mutex<bool>,
-    released: Condvar,
-}
-
-impl FailingDisk {
-    fn set(flag: &AtomicBool, value: bool) {
-        flag.store(value, Ordering::SeqCst);
-    }
-
-    fn hold(&self, held: bool) {
-        *self.held.lock().unwrap() = held;
-        self.released.notify_all();
-    }
-}
-
-#[derive(Debug)]
-struct Handle(Arc<FailingDisk>);
-
-#[derive(Debug)]
-struct FailingFile {
-    disk: Arc<FailingDisk>,
-    file: Arc<dyn DiskFile>,
-}
-
-impl Disk for Handle {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = FileSystem.create(path)?;
-        Ok(Arc::new(FailingFile { disk: Arc::clone(&self.0), file }))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let file = FileSystem.open(path)?;
-        Ok(Arc::new(FailingFile { disk: Arc::clone(&self.0), file }))
-    }
-}
-
-impl DiskFile for FailingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        self.file.read_at(buffer, position)
-    }
-
-    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
-        if !self.disk.full.load(Ordering::SeqCst) {
-            return self.file.write_all_at(parts, position);
-        }
-        // As much as fits is written, then it is full: as real disks do.
-        let joined = parts.concat();
-        let room = usize::try_from(self.disk.room.load(Ordering::SeqCst)).unwrap();
-        let fits = Bytes::copy_from_slice(&joined[..room.min(joined.len())]);
-        self.file.write_all_at(&[fits], position)?;
-        if room < joined.len() {
-            self.disk.refusals.fetch_add(1, Ordering::SeqCst);
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.disk.flushes.fetch_add(1, Ordering::SeqCst);
-        let held = self.disk.held.lock().unwrap();
-        drop(self.disk.released.wait_while(held, |held| *held).unwrap());
-        if self.disk.flush_fails.load(Ordering::SeqCst) {
-            return Err(io::Error::other("the disk is gone"));
-        }
-        self.file.sync()
-    }
-
-    fn truncate(&self, length: u64) -> io::Result<()> {
-        if self.disk.cut_fails.load(Ordering::SeqCst) {
-            return Err(io::Error::other("no cutting either"));
-        }
-        self.file.truncate(length)
-    }
-}
 
 async fn scratch() -> (Scratch, Arc<FailingDisk>) {
     let disk = Arc::new(FailingDisk::default());
@@ -167,7 +74,6 @@ async fn our_producer_gets_through_a_full_disk_in_order_and_once() {
         Client, ClientConfig, Node, PartitionId, ProducerConfig, TopicPartition, Transport,
     };
     let (scratch, disk) = scratch().await;
-    assert_eq!(list_offset(&scratch.log, TOPIC, -3).await, (ErrorCode::None, 0, 1000));
     let node: Arc<dyn Node> = Arc::<tailwater_log::Log>::clone(&scratch.log);
     let transport = Transport::in_process(node);
     let client = Client::connect(ClientConfig::default(), transport).await.unwrap();
@@ -261,6 +167,7 @@ async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
     assert_eq!(scratch.status(TOPIC).high_watermark.get(), 1);
     assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 1);
     assert_eq!(list_offset(&scratch.log, TOPIC, -1).await.1, 1);
+    assert_eq!(list_offset(&scratch.log, TOPIC, -3).await, (ErrorCode::None, 0, 1000));
     assert!(writing.try_join_next().is_none());
 
     disk.hold(false);

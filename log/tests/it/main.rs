@@ -11,6 +11,7 @@ mod admin;
 mod compaction;
 mod crash;
 mod disk_failure;
+mod failing_disk;
 mod fetching;
 mod kcat;
 mod our_client;
