@@ -32,6 +32,21 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The system is short of open files or memory; nothing has changed.
+    #[error(
+        "the system is out of files or memory, could not {operation} {}: the log goes on by itself \
+         when there are some; raise the process's limit of open files if this comes back",
+        path.display()
+    )]
+    Exhausted {
+        /// What was being done: a verb.
+        operation: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// Stored bytes are not what was written.
     #[error("{} is damaged at byte {position}: {reason}", path.display())]
     Corrupt {
@@ -102,7 +117,7 @@ impl Error {
     /// What to do about it.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::NoSpace { .. } | Self::Closed => Disposition::Retry,
+            Self::NoSpace { .. } | Self::Exhausted { .. } | Self::Closed => Disposition::Retry,
             Self::Io { .. }
             | Self::Corrupt { .. }
             | Self::FormatVersion { .. }
@@ -113,12 +128,40 @@ impl Error {
         }
     }
 
-    /// For `map_err`: an IO error with what was being done, a full disk told apart.
+    /// Whether it passes by itself when someone makes room: then nothing has been promised, and
+    /// nothing is lost.
+    pub(crate) fn passes(&self) -> bool {
+        matches!(self, Self::NoSpace { .. } | Self::Exhausted { .. })
+    }
+
+    /// Whether what was read cannot be trusted: wrong bytes, a medium that does not give them, a
+    /// file that is gone. Any other failed read (no file descriptor, no memory) says nothing about
+    /// what is stored.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Self::Corrupt { .. } | Self::FormatVersion { .. } => true,
+            Self::Io { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(EIO)
+            }
+            Self::NoSpace { .. }
+            | Self::Exhausted { .. }
+            | Self::Locked { .. }
+            | Self::OtherNode { .. }
+            | Self::Config { .. }
+            | Self::Closed
+            | Self::TaskFailed => false,
+        }
+    }
+
+    /// For `map_err`: an IO error with what was being done, a full disk and exhausted files and
+    /// memory told apart.
     pub(crate) fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| {
             if is_out_of_space(&source) {
                 Self::NoSpace { operation, path, source }
+            } else if is_exhausted(&source) {
+                Self::Exhausted { operation, path, source }
             } else {
                 Self::Io { operation, path, source }
             }
@@ -140,6 +183,17 @@ impl Error {
         }
         text
     }
+}
+
+/// Linux's numbers of errors that the standard library has no kind for.
+const EIO: i32 = 5;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+
+/// No file descriptor, here or in the whole system, or no memory.
+fn is_exhausted(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory
+        || matches!(error.raw_os_error(), Some(EMFILE | ENFILE))
 }
 
 /// No room on the device, over quota, or over the size limit of a file: all pass when someone

@@ -143,6 +143,8 @@ impl From<NotRead> for Refused {
         match not_read {
             NotRead::Stopped(stopped) => stopped.into(),
             NotRead::OutOfRange(_) => Self::new(ErrorCode::OffsetOutOfRange, not_read.to_string()),
+            // Retriable for every client.
+            NotRead::Failed(_) => Self::new(ErrorCode::KafkaStorageError, not_read.to_string()),
         }
     }
 }
@@ -151,9 +153,10 @@ impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         let code = match &error {
             Error::Closed => ErrorCode::CoordinatorNotAvailable,
-            Error::Io { .. } | Error::NoSpace { .. } | Error::Corrupt { .. } => {
-                ErrorCode::KafkaStorageError
-            }
+            Error::Io { .. }
+            | Error::NoSpace { .. }
+            | Error::Exhausted { .. }
+            | Error::Corrupt { .. } => ErrorCode::KafkaStorageError,
             Error::FormatVersion { .. }
             | Error::Locked { .. }
             | Error::OtherNode { .. }

@@ -32,7 +32,7 @@ use tailwater_kafka::{
 
 use crate::Error;
 use crate::producers::ProducerStates;
-use crate::storage::disk;
+use crate::storage::disk::{self, Disk};
 use crate::storage::index::SegmentIndex;
 use crate::storage::partition::{Partition, lock};
 use crate::storage::read::open_for_reading;
@@ -160,10 +160,11 @@ impl Partition {
 
     fn last_offsets(&self, segments: &[SealedSegment], from: Offset) -> Result<LastOffsets, Error> {
         let mut last_offsets = LastOffsets::new(from);
+        let disk = &*self.shared.config.disk;
         for segment in segments.iter().filter(|segment| segment.end > from) {
             let path = segment::path(&self.folder, segment.base, Kind::Log);
             let mut room = true;
-            walk(&path, segment.size, &mut |batch| {
+            walk(disk, &path, segment.size, &mut |batch| {
                 room = room && (batch.base_offset() < from || last_offsets.add(batch));
                 Ok(())
             })?;
@@ -188,7 +189,7 @@ impl Partition {
         let file = disk.create(&beside).map_err(Error::io("create", &beside))?;
         let mut size = 0;
         let mut index = SegmentIndex::new(segment.base);
-        let written = walk(&path, segment.size, &mut |batch| {
+        let written = walk(&**disk, &path, segment.size, &mut |batch| {
             for part in remaining(batch, last_offsets, producers) {
                 index.note(part.base_offset(), size, part.max_timestamp());
                 let bytes = part.bytes().clone();
@@ -250,11 +251,12 @@ impl Partition {
 }
 
 fn walk(
+    disk: &dyn Disk,
     path: &Path,
     size: u64,
     each: &mut dyn FnMut(&RecordBatch) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let file = open_for_reading(path)?;
+    let file = open_for_reading(disk, path)?;
     let mut scan = BatchScan::new(&*file, path, 0, size).verified();
     loop {
         let position = scan.position();

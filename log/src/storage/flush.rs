@@ -4,12 +4,15 @@
 //! many producers are behind it. While it runs the next round's batches gather.
 //!
 //! What a failure means:
-//! - **No space on write**: what was written of the round's last part is cut off again, everything
-//!   not yet written is taken back (its producers hear a retriable storage error and their sequence
-//!   numbers begin again where the file ends), and the partition goes on. Nothing acknowledged is
-//!   touched.
+//! - **No space on write**, or no file or memory for the next segment: what was written of the
+//!   round's last part is cut off again, everything not yet written is taken back (its producers
+//!   hear a retriable storage error and their sequence numbers begin again where the file ends),
+//!   and the partition goes on. Nothing acknowledged is touched.
 //! - **A flush fails**, or anything else: the partition goes offline. The system may have dropped
 //!   the pages, and a second flush would report success without them.
+
+use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tailwater_kafka::Offset;
@@ -17,7 +20,7 @@ use tailwater_kafka::Offset;
 use crate::Error;
 use crate::config::FlushPolicy;
 use crate::producers::{ProducerBatch, ProducerStates};
-use crate::storage::disk;
+use crate::storage::disk::{self, DiskFile};
 use crate::storage::index::SegmentIndex;
 use crate::storage::partition::{Files, NotKept, Online, Partition, Pending, Stopped, lock};
 use crate::storage::segment::{self, ActiveSegment, Kind, SealedSegment};
@@ -57,8 +60,8 @@ impl Partition {
     /// Closes the active segment and begins the next, if there is anything in it.
     ///
     /// # Errors
-    /// Without space the active segment stays as it is. After any other error the partition is
-    /// offline.
+    /// Without space, files or memory the active segment stays as it is. After any other error the
+    /// partition is offline.
     pub(super) fn roll(&self, files: &mut Files) -> Result<(), Error> {
         // Flushed whatever the policy: only the last segment may have an unflushed tail.
         self.flush_written(files)?;
@@ -72,8 +75,11 @@ impl Partition {
         };
         self.seal(&active, end, producers);
         let path = segment::path(&self.folder, end, Kind::Log);
-        let file = self.shared.config.disk.create(&path).map_err(Error::io("create", &path))?;
-        disk::sync_folder(&self.folder)?;
+        let file = self.create_segment(&path).inspect_err(|error| {
+            if !error.passes() {
+                self.stop(Stopped::Offline(error.full_text()));
+            }
+        })?;
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return Err(Error::Closed) };
         let size = 0;
@@ -93,6 +99,20 @@ impl Partition {
             max_timestamp: sealed.index.max_timestamp(),
         });
         Ok(())
+    }
+
+    /// Makes an empty segment whose name is on the disk, or none: one that nobody knows of would
+    /// stand inside of what the segment before it goes on to hold.
+    fn create_segment(&self, path: &Path) -> Result<Arc<dyn DiskFile>, Error> {
+        let disk = &self.shared.config.disk;
+        let created = disk.create(path).map_err(Error::io("create", path));
+        let made = created.and_then(|file| disk::sync_folder(&self.folder).map(|()| file));
+        if made.is_err() {
+            disk::remove_file(path).inspect_err(|error| {
+                self.stop(Stopped::Offline(error.full_text()));
+            })?;
+        }
+        made
     }
 
     /// Writes index and producer snapshot of a segment that ends with `end`. Both can be made again
@@ -138,8 +158,7 @@ impl Partition {
             Err(_) => return,
         };
         let outcome = match self.write(files, &batches) {
-            Err(Error::NoSpace { operation, path, source }) => {
-                let error = Error::NoSpace { operation, path, source };
+            Err(error) if error.passes() => {
                 self.take_back(&batches, &error);
                 Ok(())
             }
@@ -267,6 +286,7 @@ impl Partition {
             return;
         }
         online.high_watermark = online.written_end;
+        online.readable_max_timestamp = online.written_max_timestamp();
         let below = online.high_watermark;
         for index in (0..online.acknowledgements.len()).rev() {
             if online.acknowledgements[index].last < below {
@@ -286,7 +306,6 @@ impl Partition {
             partition = %self.name.partition,
             error = text,
             "batches refused"
-        online.readable_max_timestamp = online.written_max_timestamp();
         );
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return };

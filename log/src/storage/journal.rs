@@ -107,7 +107,7 @@ impl Journal {
     /// Changes entries, all or none, durably.
     ///
     /// # Errors
-    /// If it did not happen; after [`Error::NoSpace`] it may be tried again.
+    /// If it did not happen; if [`Error::passes`] it may be tried again.
     pub(crate) async fn change(&self, changes: Vec<Change>) -> Result<(), Error> {
         if changes.is_empty() {
             return Ok(());
@@ -203,6 +203,9 @@ impl Writer {
             Error::NoSpace { operation, path, source } => {
                 Error::NoSpace { operation, path: path.clone(), source: source.kind().into() }
             }
+            Error::Exhausted { operation, path, source } => {
+                Error::Exhausted { operation, path: path.clone(), source: source.kind().into() }
+            }
             other => Error::corrupt(&self.path, self.size, other.full_text()),
         }
     }
@@ -264,7 +267,6 @@ fn open_file(path: &Path, disk: &dyn Disk) -> Result<(Arc<dyn DiskFile>, u64, En
     let file = disk.open(path).map_err(Error::io("open", path))?;
     if whole < contents.len() {
         file.truncate(whole as u64).map_err(Error::io("cut", path))?;
-        file.sync().map_err(Error::io("flush", path))?;
     }
     // In place, which needs no room: the last change may be one whose flush failed.
     disk::write_again(&*file, path, 0, whole as u64)?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tailwater_kafka::{Limits, Offset, RecordBatch};
 
 use crate::Error;
-use crate::storage::disk::DiskFile;
+use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::index::IndexFile;
 use crate::storage::partition::{Offsets, Online, Partition};
 use crate::storage::read::{NotRead, ReadRequest, open_for_reading};
@@ -42,7 +42,8 @@ impl Partition {
                 let candidates = self.candidates(online, timestamp_ms);
                 (candidates, online.offsets(), online.replacements)
             };
-            let outcome = search_all(&candidates, timestamp_ms, offsets);
+            let disk = &*self.shared.config.disk;
+            let outcome = search_all(disk, &candidates, timestamp_ms, offsets);
             if !self.replaced_since(replacements)? {
                 return outcome.map_err(|error| self.search_failed(offsets, error));
             }
@@ -94,12 +95,13 @@ impl Partition {
 }
 
 fn search_all(
+    disk: &dyn Disk,
     candidates: &[Candidate],
     timestamp_ms: i64,
     offsets: Offsets,
 ) -> Result<Option<FoundRecord>, Error> {
     for candidate in candidates {
-        if let Some(found) = search(candidate, timestamp_ms, offsets)? {
+        if let Some(found) = search(disk, candidate, timestamp_ms, offsets)? {
             return Ok(Some(found));
         }
     }
@@ -107,6 +109,7 @@ fn search_all(
 }
 
 fn search(
+    disk: &dyn Disk,
     candidate: &Candidate,
     timestamp_ms: i64,
     offsets: Offsets,
@@ -116,16 +119,18 @@ fn search(
             search_from(&**file, path, (*position, *size), timestamp_ms, offsets)
         }
         Candidate::Sealed { path, size } => {
-            let file = open_for_reading(path)?;
-            let index = path.with_extension("index");
-            let position = match IndexFile::open(&index) {
-                Ok(found) => {
-                    found.position_of_time(timestamp_ms).map_err(Error::io("read", &index))?
-                }
-                // Without its index a segment is read from the front.
-                Err(_) => 0,
-            };
-            search_from(&*file, path, (position, *size), timestamp_ms, offsets)
+            let file = open_for_reading(disk, path)?;
+            let index = IndexFile::open(&path.with_extension("index"));
+            let position = index.ok().and_then(|index| index.position_of_time(timestamp_ms).ok());
+            if let Some(position) = position
+                && position < *size
+                && let Ok(Some(found)) =
+                    search_from(&*file, path, (position, *size), timestamp_ms, offsets)
+            {
+                return Ok(Some(found));
+            }
+            // Without an index that makes sense a segment is read from the front.
+            search_from(&*file, path, (0, *size), timestamp_ms, offsets)
         }
     }
 }

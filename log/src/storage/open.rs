@@ -179,7 +179,7 @@ impl Opening<'_> {
         next.epochs.begin(end);
         match next.write(self.folder) {
             Ok(()) => *description = next,
-            Err(error @ Error::NoSpace { .. }) => {
+            Err(error) if error.passes() => {
                 tracing::warn!(error = %error.full_text(), "no new leader epoch");
             }
             Err(error) => return Err(error),

@@ -3,7 +3,9 @@
 //! Whole batches only, as they were written; a reader that starts inside a batch gets all of it
 //! and skips (Kafka's contract). Below the high watermark only. What comes from a segment is
 //! compared with its checksum on the way, so damage shows up here and not at a reader far away;
-//! it takes the partition offline.
+//! it takes the partition offline. A read that fails without saying anything about what is stored
+//! (no file descriptor left) fails alone. An index is a cache: one that errs, or leads somewhere
+//! that makes no sense, costs a walk from the segment's front before anything is called damaged.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tailwater_kafka::{BatchHeader, HEADER_BYTES, Offset, RecordBatch};
 
 use crate::Error;
-use crate::storage::disk::DiskFile;
+use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::index::{INDEX_INTERVAL_BYTES, IndexFile};
 use crate::storage::partition::{Offsets, Online, Partition, Stopped, lock};
 use crate::storage::segment::{self, Kind};
@@ -46,6 +48,9 @@ pub(crate) enum NotRead {
     /// Nothing is, or ever was, at this offset.
     #[error("offset is outside of {} to {}", .0.start, .0.end)]
     OutOfRange(Offsets),
+    /// This time only: nothing is known to be wrong with what is stored.
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Whether a read is done, or needs the disk.
@@ -108,7 +113,7 @@ impl Partition {
     /// If the partition has stopped, or does now because the segment is damaged.
     pub(crate) fn read_cold(&self, mut cold: ColdRead) -> Result<ReadBatches, NotRead> {
         loop {
-            let outcome = cold.run();
+            let outcome = cold.run(&*self.shared.config.disk);
             if self.replaced_since(cold.replacements)? {
                 self.wait_for_exchange();
                 match self.read(cold.request)? {
@@ -180,11 +185,21 @@ impl Partition {
         }))
     }
 
-    /// Retention may have removed the file under a reader; anything else is damage.
+    /// Retention may have removed the file under a reader; only damage stops the partition.
     pub(super) fn read_failed(&self, request: ReadRequest, error: Error) -> NotRead {
         match self.offsets() {
             Err(stopped) => stopped.into(),
             Ok(offsets) if request.from < offsets.start => NotRead::OutOfRange(offsets),
+            Ok(_) if !error.is_damage() => {
+                let error = error.full_text();
+                tracing::warn!(
+                    topic = %self.name.topic,
+                    partition = %self.name.partition,
+                    error,
+                    "a read failed; its reader asks again"
+                );
+                NotRead::Failed(error)
+            }
             Ok(_) => {
                 let why = Stopped::Offline(error.full_text());
                 self.stop(why.clone());
@@ -196,38 +211,38 @@ impl Partition {
 
 impl ColdRead {
     /// `None` if the segment has nothing at or after the offset.
-    fn run(&self) -> Result<Option<Bytes>, Error> {
-        let (file, size, path, position) = match &self.source {
+    fn run(&self, disk: &dyn Disk) -> Result<Option<Bytes>, Error> {
+        match &self.source {
             Source::Active { file, size, path, position } => {
-                (Arc::clone(file), *size, path, *position)
+                OpenSegment { file: &**file, size: *size, path }.read(*position, self)
             }
             Source::Sealed { base, size, path, .. } => {
-                let file = open_for_reading(path)?;
-                let index = path.with_extension("index");
-                let position = match IndexFile::open(&index) {
-                    Ok(found) => found
-                        .position_of_offset(*base, self.request.from)
-                        .map_err(Error::io("read", &index))?,
-                    // Without its index a segment is read from the front.
-                    Err(_) => 0,
-                };
-                (file, *size, path, position)
+                let file = open_for_reading(disk, path)?;
+                let segment = OpenSegment { file: &*file, size: *size, path };
+                let index = IndexFile::open(&path.with_extension("index"));
+                let position =
+                    index.ok().and_then(|index| index.position_of_offset(*base, self.from()).ok());
+                if let Some(position) = position
+                    && let Some(found) = segment.read_believing(position, self)
+                {
+                    return Ok(Some(found));
+                }
+                segment.read(0, self)
             }
-        };
-        let segment = OpenSegment { file: &*file, size, path };
-        match segment.find(position, self.request.from)? {
-            Some((position, first)) => {
-                segment.read_from(position, &first, &self.request, self.offsets).map(Some)
-            }
-            None => Ok(None),
         }
+    }
+
+    fn from(&self) -> Offset {
+        self.request.from
     }
 }
 
 /// Opens a sealed segment.
-pub(super) fn open_for_reading(path: &std::path::Path) -> Result<Arc<dyn DiskFile>, Error> {
-    use crate::storage::disk::{Disk, FileSystem};
-    FileSystem.open(path).map_err(Error::io("open", path))
+pub(super) fn open_for_reading(
+    disk: &dyn Disk,
+    path: &std::path::Path,
+) -> Result<Arc<dyn DiskFile>, Error> {
+    disk.open(path).map_err(Error::io("open", path))
 }
 
 struct OpenSegment<'a> {
@@ -237,6 +252,26 @@ struct OpenSegment<'a> {
 }
 
 impl OpenSegment<'_> {
+    /// Reads from where an index says; `None` if that leads to nothing, or cannot be right: an
+    /// index points to a batch at or before the offset.
+    fn read_believing(&self, position: u64, cold: &ColdRead) -> Option<Bytes> {
+        let header = self.bytes(position, HEADER_BYTES).ok()?;
+        let first = self.header(&header, position).ok()?;
+        if first.base_offset() > cold.from() {
+            return None;
+        }
+        self.read(position, cold).ok()?
+    }
+
+    fn read(&self, position: u64, cold: &ColdRead) -> Result<Option<Bytes>, Error> {
+        match self.find(position, cold.from())? {
+            Some((position, first)) => {
+                self.read_from(position, &first, &cold.request, cold.offsets).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
     /// Walks headers from `position` to the batch that holds `offset`, or the first one after it.
     fn find(&self, position: u64, offset: Offset) -> Result<Option<(u64, BatchHeader)>, Error> {
         let mut position = position;
@@ -303,7 +338,7 @@ impl OpenSegment<'_> {
 
     /// Up to `wanted` bytes, fewer only at the segment's end.
     fn bytes(&self, position: u64, wanted: usize) -> Result<Bytes, Error> {
-        let left = usize::try_from(self.size - position).unwrap_or(usize::MAX);
+        let left = usize::try_from(self.size.saturating_sub(position)).unwrap_or(usize::MAX);
         let mut buffer = BytesMut::zeroed(wanted.min(left));
         let read =
             self.file.read_at(&mut buffer, position).map_err(Error::io("read", self.path))?;

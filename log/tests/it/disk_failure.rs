@@ -220,3 +220,144 @@ async fn an_interval_flushes_by_itself() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(10), flushed).await.unwrap();
 }
+
+#[tokio::test]
+async fn without_file_descriptors_requests_fail_and_partitions_stay() {
+    let disk = Arc::new(FailingDisk::default());
+    let own = Arc::clone(&disk);
+    let scratch = Scratch::with(move |config| {
+        config.disk = Arc::new(Handle(own));
+        config.segment_bytes = 1024;
+        config.tail_bytes = 0;
+    })
+    .await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    for number in 0..30 {
+        produce_values(&scratch.log, TOPIC, &[&format!("value {number}")]).await;
+    }
+    disk.open_error.store(EMFILE, Ordering::SeqCst);
+    let storage = ErrorCode::KafkaStorageError;
+    assert_eq!(ErrorCode::from(fetch(&scratch.log, TOPIC, 0).await.error_code), storage);
+    assert_eq!(list_offset(&scratch.log, TOPIC, 5).await.0, storage);
+    // What needs no new segment is taken, until one is needed.
+    let mut refused = Ok(0);
+    let mut taken = 30;
+    while let Ok(offset) = refused {
+        taken = taken.max(offset + 1);
+        refused = produce(&scratch.log, TOPIC, values(&["more"], NOBODY)).await;
+    }
+    assert_eq!(refused, Err(storage));
+    assert_eq!(scratch.status(TOPIC).offline, None);
+
+    disk.open_error.store(0, Ordering::SeqCst);
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["more"], NOBODY)).await, Ok(taken));
+    let all = read_all(&scratch.log, TOPIC).await;
+    assert_eq!(i64::try_from(all.len()).unwrap(), taken + 1);
+    // And the next start finds nothing in the way.
+    let folder = scratch.die();
+    let log = open(folder.path(), |config| config.segment_bytes = 1024).await;
+    assert_eq!(read_all(&log, TOPIC).await, all);
+}
+
+#[tokio::test]
+async fn an_index_that_leads_astray_is_not_believed() {
+    let scratch = Scratch::with(|config| {
+        config.segment_bytes = 16 << 10;
+        config.tail_bytes = 0;
+    })
+    .await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let large = "x".repeat(1500);
+    for _ in 0..30 {
+        produce_values(&scratch.log, TOPIC, &[&large]).await;
+    }
+    let all = read_all(&scratch.log, TOPIC).await;
+    let index = scratch.partition_folder(TOPIC).join("00000000000000000000.index");
+    let whole = std::fs::read(&index).unwrap();
+    // Header and first entry stand; the others lead inside of a batch, too far, or nowhere.
+    let (kept, entries) = whole.split_at(40 + 16);
+    assert!(entries.len() >= 32, "{} entries", entries.len() / 16);
+    for position in [1, 4097, 12_000, u32::MAX] {
+        let mut damaged = kept.to_vec();
+        for entry in entries.chunks_exact(16) {
+            damaged.extend(1_u32.to_be_bytes());
+            damaged.extend(position.to_be_bytes());
+            damaged.extend(&entry[8..]);
+        }
+        std::fs::write(&index, damaged).unwrap();
+        assert_eq!(read_all(&scratch.log, TOPIC).await, all, "position {position}");
+        for offset in 0..8 {
+            let found = crate::support::texts(fetch(&scratch.log, TOPIC, offset).await.records);
+            assert_eq!(found[0].0, offset, "position {position}");
+        }
+        assert_eq!(list_offset(&scratch.log, TOPIC, 1000).await.1, 0, "position {position}");
+    }
+    // Cut off, it cannot even be read.
+    std::fs::write(&index, &whole[..50]).unwrap();
+    assert_eq!(read_all(&scratch.log, TOPIC).await, all);
+    assert_eq!(scratch.status(TOPIC).offline, None);
+}
+
+#[tokio::test]
+async fn what_a_failed_flush_left_in_memory_only_is_on_the_disk_before_it_is_served() {
+    let (scratch, disk) = scratch().await;
+    produce_values(&scratch.log, TOPIC, &["kept"]).await;
+    assert_eq!(commit(&scratch.log, "group", TOPIC, 1).await, ErrorCode::None);
+    FailingDisk::set(&disk.flush_fails, true);
+    let refused = Err(ErrorCode::KafkaStorageError);
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["unsure"], NOBODY)).await, refused);
+    assert_ne!(commit(&scratch.log, "group", TOPIC, 2).await, ErrorCode::None);
+    FailingDisk::set(&disk.flush_fails, false);
+
+    let folder = scratch.die();
+    let again = |disk: &Arc<FailingDisk>| {
+        let own = Arc::clone(disk);
+        move |config: &mut tailwater_log::Config| config.disk = Arc::new(Handle(own))
+    };
+    let log = open(folder.path(), again(&disk)).await;
+    let served = read_all(&log, TOPIC).await;
+    produce_values(&log, TOPIC, &["more"]).await;
+    assert_eq!(commit(&log, "group", TOPIC, 3).await, ErrorCode::None);
+    drop(log);
+    while std::fs::File::open(folder.path().join("lock")).unwrap().try_lock().is_err() {
+        tokio::task::yield_now().await;
+    }
+    disk.cut_power();
+    let log = open(folder.path(), |_| {}).await;
+    assert_eq!(log.partitions().remove(0).offline, None);
+    let all = read_all(&log, TOPIC).await;
+    assert_eq!(all[..served.len()], served);
+    assert_eq!(all[served.len()..], [(2, "more".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_background_stops_one_partition_and_the_work_goes_on() {
+    let disk = Arc::new(FailingDisk::default());
+    let own = Arc::clone(&disk);
+    let scratch = Scratch::with(move |config| {
+        config.disk = Arc::new(Handle(own));
+        config.flush = FlushPolicy::Interval(std::time::Duration::from_millis(5));
+    })
+    .await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    create_topic(&scratch.log, "other", &[]).await;
+    FailingDisk::set(&disk.flush_panics, true);
+    produce_values(&scratch.log, TOPIC, &["a"]).await;
+    let limit = std::time::Duration::from_secs(10);
+    let stopped = async {
+        while scratch.status(TOPIC).offline.is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(limit, stopped).await.unwrap();
+    FailingDisk::set(&disk.flush_panics, false);
+    produce_values(&scratch.log, "other", &["b"]).await;
+    let before = disk.flushes.load(Ordering::SeqCst);
+    let flushed = async {
+        while disk.flushes.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(limit, flushed).await.unwrap();
+    assert_eq!(scratch.status("other").offline, None);
+}
