@@ -50,7 +50,9 @@ impl Partition {
                 let offsets = Offsets { start: nowhere, high_watermark: nowhere, end: nowhere };
                 let why = Stopped::Offline(reason);
                 let stopped = Condition::Stopped { why, offsets, size: 0 };
-                (stopped, Files { flushed: None, flushed_end: Offset::ZERO })
+                let files =
+                    Files { flushed: None, flushed_end: Offset::ZERO, unremoved: Vec::new() };
+                (stopped, files)
             }
         };
         Self {
@@ -132,9 +134,9 @@ impl Opening<'_> {
             high_watermark: last.end,
             written_end: last.end,
             end: last.end,
+            readable_max_timestamp: -1,
             epochs: description.epochs,
             producers_written: producers.clone(),
-            readable_max_timestamp: -1,
             producers,
             pending: std::collections::VecDeque::new(),
             acknowledgements: Vec::new(),

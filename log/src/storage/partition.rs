@@ -140,9 +140,9 @@ pub(super) struct Online {
     pub(super) high_watermark: Offset,
     pub(super) written_end: Offset,
     pub(super) end: Offset,
-    pub(super) epochs: EpochHistory,
     /// The greatest record timestamp below the high watermark, ms; -1 with none.
     pub(super) readable_max_timestamp: i64,
+    pub(super) epochs: EpochHistory,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.
@@ -180,6 +180,8 @@ pub(super) struct Files {
     pub(super) flushed: Option<FlushedFile>,
     /// Everything below is on the disk, flushed.
     pub(super) flushed_end: Offset,
+    /// Past their retention, and still there because the system did not remove them.
+    pub(super) unremoved: Vec<SealedSegment>,
 }
 
 impl Online {
@@ -187,15 +189,15 @@ impl Online {
         Offsets { start: self.start, high_watermark: self.high_watermark, end: self.end }
     }
 
-    pub(super) fn size(&self) -> u64 {
-        self.sealed.iter().map(|segment| segment.size).sum::<u64>() + self.active.size
-    }
     /// The greatest record timestamp of all that is written, ms; -1 with none.
     pub(super) fn written_max_timestamp(&self) -> i64 {
         let sealed = self.sealed.iter().map(|segment| segment.max_timestamp).max().unwrap_or(-1);
         sealed.max(self.active.index.max_timestamp())
     }
 
+    pub(super) fn size(&self) -> u64 {
+        self.sealed.iter().map(|segment| segment.size).sum::<u64>() + self.active.size
+    }
 }
 
 impl State {

@@ -40,7 +40,8 @@ impl Partition {
     /// `excess_bytes` is how much more the node holds than it may: so much goes despite `hold`.
     ///
     /// # Errors
-    /// The system's; what could not be removed stays readable until the next time.
+    /// The system's. If the new first offset could not be noted, all stays as it is. A file that
+    /// could not be removed is not readable any more, and is tried again next time.
     pub(crate) fn enforce_retention(
         &self,
         now_ms: i64,
@@ -55,12 +56,25 @@ impl Partition {
         if self.active_is_expired(expire_before, hold, excess_bytes) {
             self.roll(&mut files)?;
         }
+        let released = self.release(&mut files, expire_before, hold, excess_bytes);
+        let removed = self.remove(&mut files.unremoved);
+        released.and(removed)
+    }
+
+    /// Moves the first offset behind what is no longer kept, and leaves that to be removed.
+    fn release(
+        &self,
+        files: &mut Files,
+        expire_before: Option<i64>,
+        hold: Hold,
+        excess_bytes: u64,
+    ) -> Result<(), Error> {
         let (gone, start, description) = {
             let mut state = self.lock_state();
-            let Ok(online) = state.online() else { return Ok(0) };
+            let Ok(online) = state.online() else { return Ok(()) };
             let count = self.expired_count(online, expire_before, hold, excess_bytes);
             if count == 0 {
-                return Ok(0);
+                return Ok(());
             }
             let start = online.sealed[count - 1].end;
             (online.sealed[..count].to_vec(), start, self.description(online, start))
@@ -78,9 +92,8 @@ impl Partition {
             log_start_offset = %start,
             "removed segments past their retention"
         );
-        self.remove(&gone)?;
-        drop(files);
-        Ok(gone.iter().map(|segment| segment.size).sum())
+        files.unremoved.extend(gone);
+        Ok(())
     }
 
     /// Writes and flushes what waits, leaves seals for a fast start, and serves nobody any more.
@@ -176,12 +189,24 @@ impl Partition {
         count
     }
 
-    fn remove(&self, segments: &[SealedSegment]) -> Result<(), Error> {
-        for segment in segments {
-            disk::remove_file(&segment::path(&self.folder, segment.base, Kind::Log))?;
-            disk::remove_file(&segment::path(&self.folder, segment.base, Kind::Index))?;
-        }
-        Ok(())
+    /// Removes what it can of `segments`; returns how many bytes that freed.
+    fn remove(&self, segments: &mut Vec<SealedSegment>) -> Result<u64, Error> {
+        let mut freed = 0;
+        let mut outcome = Ok(());
+        segments.retain(|segment| {
+            let removed = [Kind::Log, Kind::Index].into_iter().try_for_each(|kind| {
+                disk::remove_file(&segment::path(&self.folder, segment.base, kind))
+            });
+            let left = removed.is_err();
+            if !left {
+                freed += segment.size;
+            }
+            if outcome.is_ok() {
+                outcome = removed;
+            }
+            left
+        });
+        outcome.map(|()| freed)
     }
 }
 

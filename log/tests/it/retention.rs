@@ -156,3 +156,20 @@ async fn compacted_topics_do_not_age() {
     scratch.log.enforce_retention().await.unwrap();
     assert_eq!(read_all(&scratch.log, "kept").await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_file_that_cannot_be_removed_is_tried_again() {
+    let (scratch, _clock) = filled(|_| {}).await;
+    let segment = scratch.partition_folder(TOPIC).join("00000000000000000000.log");
+    let size = std::fs::metadata(&segment).unwrap().len();
+    // Not a file: it cannot be removed as one, and then it can.
+    std::fs::remove_file(&segment).unwrap();
+    std::fs::create_dir(&segment).unwrap();
+    scratch.log.enforce_retention().await.unwrap();
+    assert!(start(&scratch.log).await > 0);
+    assert!(segment.exists());
+    std::fs::remove_dir(&segment).unwrap();
+    std::fs::write(&segment, "").unwrap();
+    assert_eq!(scratch.log.enforce_retention().await.unwrap(), size);
+    assert!(!segment.exists());
+}
