@@ -272,13 +272,12 @@ async fn sync_in_background(shared: Arc<Shared>, topics: Arc<Topics>, stop: Canc
         let synced = tokio::task::spawn_blocking(move || {
             for topic in topics.all() {
                 for partition in &topic.partitions {
-                    partition.sync_in_background();
+                    partition.guard(Partition::sync_in_background);
                 }
             }
         });
         if synced.await.is_err() {
-            tracing::error!("flushing in the background failed");
-            return;
+            tracing::error!("flushing in the background failed; tried again");
         }
     }
 }
@@ -292,8 +291,7 @@ async fn look_after_retention(
     while sleep_unless(&stop, shared.config.retention_check).await {
         let retained = enforce_retention(&shared, &topics, &groups).await;
         if let Err(error) = retained.and(compact(&topics).await) {
-            tracing::error!(error = %error.full_text(), "retention stopped");
-            return;
+            tracing::error!(error = %error.full_text(), "retention failed; tried again later");
         }
     }
 }
@@ -329,7 +327,8 @@ async fn compact(topics: &Arc<Topics>) -> Result<u64, Error> {
         let mut freed = 0;
         for topic in topics.all() {
             for partition in &topic.partitions {
-                freed += partition.compact().unwrap_or_else(|error| {
+                let compacted = partition.guard(Partition::compact).unwrap_or(Ok(0));
+                freed += compacted.unwrap_or_else(|error| {
                     tracing::warn!(
                         topic = %topic.name,
                         partition = %partition.name.partition,
@@ -346,9 +345,12 @@ async fn compact(topics: &Arc<Topics>) -> Result<u64, Error> {
 }
 
 fn retain(partition: &Partition, now_ms: i64, hold: Hold, excess_bytes: u64) -> u64 {
-    match partition.enforce_retention(now_ms, hold, excess_bytes) {
-        Ok(freed) => freed,
-        Err(error) => {
+    let enforced =
+        partition.guard(|partition| partition.enforce_retention(now_ms, hold, excess_bytes));
+    match enforced {
+        Some(Ok(freed)) => freed,
+        None => 0,
+        Some(Err(error)) => {
             tracing::warn!(
                 topic = %partition.name.topic,
                 partition = %partition.name.partition,

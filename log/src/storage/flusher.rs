@@ -6,7 +6,6 @@
 //! partition is written by one thread at a time, and many are flushed side by side.
 
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -90,12 +89,7 @@ impl Drop for Flusher {
 impl Queue {
     fn work(&self) {
         while let Some(partition) = self.next() {
-            let round = std::panic::catch_unwind(AssertUnwindSafe(|| partition.write_round()));
-            let more = round.unwrap_or_else(|_| {
-                partition.fail("a flush thread met a mistake of ours; see the process's output");
-                false
-            });
-            if more {
+            if partition.guard(Partition::write_round) == Some(true) {
                 lock(&self.waiting).partitions.push_back(partition);
                 self.changed.notify_one();
             }

@@ -16,6 +16,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -272,9 +273,16 @@ impl Partition {
         state.wake();
     }
 
-    /// Goes offline for a reason that is not in its files.
-    pub(super) fn fail(&self, reason: &str) {
-        self.stop(Stopped::Offline(reason.to_owned()));
+    /// Does a piece of work in the background. If that panics, this partition goes offline and
+    /// says so, and the others are looked after all the same.
+    pub(crate) fn guard<T>(&self, work: impl FnOnce(&Self) -> T) -> Option<T> {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(self)));
+        if outcome.is_err() {
+            let reason = "background work met a mistake of ours; see the process's output, and \
+                          restart the node";
+            self.stop(Stopped::Offline(reason.to_owned()));
+        }
+        outcome.ok()
     }
 
     pub(super) fn lock_state(&self) -> MutexGuard<'_, State> {
