@@ -4,10 +4,13 @@
 //! a value looks like must not depend on the server's configuration.
 
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
-use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
+use mysql_async::{Conn, DriverError, Error, IoError, Opts, OptsBuilder, SslOpts, TlsError};
+use rustls::CertificateError;
 use tailwater_change::{Dialect, Problem, TableId};
 use url::Url;
 
@@ -18,6 +21,28 @@ pub(crate) const SESSION: &[&str] = &[
     "SET sql_mode = 'STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION'",
     "SET autocommit = 1",
 ];
+
+/// What connecting, logging in and fixing the settings may take together. A host that takes a
+/// connection and says nothing would otherwise hold us for ever.
+pub(crate) const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// `opening` in reasonable time, or what `late` makes of it.
+pub(crate) async fn in_time<T, E>(
+    opening: impl Future<Output = Result<T, E>>,
+    late: impl FnOnce(io::Error) -> E,
+) -> Result<T, E> {
+    let opened = tokio::time::timeout(CONNECT_LIMIT, opening).await;
+    opened.unwrap_or_else(|_elapsed| {
+        let limit = CONNECT_LIMIT.as_secs();
+        let silence = format!("the server did not answer within {limit} s");
+        Err(late(io::Error::new(io::ErrorKind::TimedOut, silence)))
+    })
+}
+
+/// A driver's error for a server that is silent.
+pub(crate) fn silent(error: io::Error) -> mysql_async::Error {
+    mysql_async::Error::Io(error.into())
+}
 
 /// A server, its account and the TLS that is asked for.
 #[derive(Clone)]
@@ -77,7 +102,7 @@ impl Endpoint {
 
     /// Why the server refused a session, if a person must see to it.
     pub(crate) fn refusal(&self, error: &mysql_async::Error) -> Option<Problem> {
-        let mysql_async::Error::Server(said) = error else { return None };
+        let mysql_async::Error::Server(said) = error else { return self.tls_refusal(error) };
         let remedy = match said.code {
             // ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR.
             1045 | 1698 => {
@@ -101,11 +126,60 @@ impl Endpoint {
         Some(Problem::new(what, remedy))
     }
 
+    /// Why there is no encryption, if a person must see to it.
+    fn tls_refusal(&self, error: &mysql_async::Error) -> Option<Problem> {
+        let host = self.opts.ip_or_hostname();
+        if matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer)) {
+            return Some(Problem::new(
+                format!("{self} offers no encryption, which the url asks for"),
+                "give the server a certificate (ssl_cert and ssl_key in its configuration), or set \
+                 ssl-mode=DISABLED in `url`",
+            ));
+        }
+        let Error::Io(error) = error else { return None };
+        let why = match error {
+            IoError::Tls(TlsError::Tls(why)) => why,
+            IoError::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref()) {
+                Some(why) => why,
+                // No connection ends so: it is the file.
+                None if error.kind() == io::ErrorKind::NotFound => {
+                    return Some(ssl_ca(&format!("the file of ssl-ca cannot be read: {error}")));
+                }
+                None => return None,
+            },
+            IoError::Tls(other) => return Some(ssl_ca(&format!("ssl-ca: {other}"))),
+        };
+        let what = format!("encryption with {host} failed: {why}");
+        match why {
+            rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            ) => Some(Problem::new(
+                what,
+                "write one of the certificate's names as the host in `url`, or set \
+                 ssl-mode=VERIFY_CA, which takes every name",
+            )),
+            rustls::Error::InvalidCertificate(_) => Some(ssl_ca(&what)),
+            _ => None,
+        }
+    }
+
     /// Opens a session under the contract.
     pub(crate) async fn connect(&self) -> Result<Conn, mysql_async::Error> {
-        Conn::new(self.opts.clone()).await
+        in_time(Conn::new(self.opts.clone()), silent).await
     }
 }
+
+fn ssl_ca(what: &str) -> Problem {
+    Problem::new(
+        what,
+        "set ssl-ca in `url` to the file with the authority that signed the server's certificate",
+    )
+}
+
+/// The name that the driver asks a certificate for where any will do. It passes over a wrong name
+/// if `NotValidForName` stands in rustls' text of the error, which since 0.23 says the name that was
+/// asked for and not that word. So that is what it asks for. All else is checked before the name.
+const ANY_HOST: &str = "NotValidForName";
 
 /// TLS as MySQL's own clients spell it.
 enum Tls {
@@ -148,7 +222,11 @@ impl Tls {
                     .with_danger_accept_invalid_certs(true)
                     .with_danger_skip_domain_validation(true),
             ),
-            Self::VerifyCa { ca } => Some(with(ca).with_danger_skip_domain_validation(true)),
+            Self::VerifyCa { ca } => Some(
+                with(ca)
+                    .with_danger_skip_domain_validation(true)
+                    .with_danger_tls_hostname_override(Some(ANY_HOST)),
+            ),
             Self::VerifyIdentity { ca } => Some(with(ca)),
         }
     }

@@ -8,12 +8,12 @@ use std::fmt::Write as _;
 
 use async_trait::async_trait;
 use mysql_async::Conn;
-use tailwater_capture::{ReadRow, SourceError, TableReader};
+use tailwater_capture::{ReadRow, SourceError, TableReader, Wanted};
 use tailwater_change::{Kind, Problem, RowReader, RowWriter, TableId, TableSchema, Value};
 
 use crate::catalog::{self, CatalogTable};
 use crate::cell::{Scratch, recycle};
-use crate::connect::{Endpoint, Server, quote_name, quote_table};
+use crate::connect::{Endpoint, Server, in_time, quote_name, quote_table};
 use crate::text::{RAW_RESULTS, TextColumn, read_row};
 use crate::types::ColumnType;
 use crate::wire::Wire;
@@ -57,8 +57,13 @@ pub async fn table_reader(url: &str) -> Result<Box<dyn TableReader>, SourceError
 }
 
 impl KeyReader {
-    /// Connects.
+    /// Connects, in reasonable time or not at all.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, SourceError> {
+        let late = |error| SourceError::unavailable(format!("connect to {endpoint}"), error);
+        in_time(Self::connect_now(endpoint), late).await
+    }
+
+    async fn connect_now(endpoint: &Endpoint) -> Result<Self, SourceError> {
         let failed = |error| SourceError::unavailable(format!("connect to {endpoint}"), error);
         let mut conn = endpoint
             .connect()
@@ -85,11 +90,16 @@ impl KeyReader {
         Ok(plan)
     }
 
-    async fn select(&mut self, plan: &Plan, rest: &str) -> Result<Vec<ReadRow>, SourceError> {
+    async fn select(
+        &mut self,
+        plan: &Plan,
+        rest: &str,
+        each: &mut (dyn FnMut(ReadRow) + Send),
+    ) -> Result<(), SourceError> {
         let table = &plan.schema.table;
         let failed = |error| SourceError::unavailable(format!("read rows of {table}"), error);
         self.wire.query(&format!("{}{rest}", plan.select)).await.map_err(failed)?;
-        let (mut rows, mut scratch, mut values) = (Vec::new(), Scratch::default(), Vec::new());
+        let (mut scratch, mut values) = (Scratch::default(), Vec::new());
         while let Some(row) = self.wire.next_row().await.map_err(failed)? {
             scratch.clear();
             let mut cells = Vec::with_capacity(plan.columns.len());
@@ -101,56 +111,48 @@ impl KeyReader {
             })?;
             let mut read = recycle(values);
             scratch.values(&cells, &mut read);
-            rows.push(plan.encode(&read));
+            each(plan.encode(&read));
             values = recycle(read);
         }
-        Ok(rows)
+        Ok(())
     }
 }
 
 #[async_trait]
 impl TableReader for KeyReader {
-    async fn chunk(
+    async fn read(
         &mut self,
         schema: &TableSchema,
         name: &TableId,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<ReadRow>, SourceError> {
+        wanted: Wanted<'_>,
+        each: &mut (dyn FnMut(ReadRow) + Send),
+    ) -> Result<(), SourceError> {
         let plan = self.plan(schema, name).await?;
-        if plan.key.is_empty() {
-            if after.is_some() {
+        let mut rest = String::new();
+        match wanted {
+            Wanted::All => {}
+            Wanted::Above { .. } | Wanted::Keys(_) if plan.key.is_empty() => {
                 return Err(keyless(name));
             }
-            return self.select(&plan, "").await;
+            Wanted::Above { after, limit } => {
+                if let Some(after) = after {
+                    let above = plan.above(&plan.key_literals(after)?);
+                    write_sql(&mut rest, format_args!(" WHERE {above}"));
+                }
+                let order: Vec<String> =
+                    plan.key.iter().map(|column| quote_name(&column.name)).collect();
+                write_sql(&mut rest, format_args!(" ORDER BY {} LIMIT {limit}", order.join(", ")));
+            }
+            Wanted::Keys([]) => return Ok(()),
+            Wanted::Keys(keys) => {
+                let mut conditions = Vec::with_capacity(keys.len());
+                for key in keys {
+                    conditions.push(format!("({})", plan.equal(&plan.key_literals(key)?)));
+                }
+                write_sql(&mut rest, format_args!(" WHERE {}", conditions.join(" OR ")));
+            }
         }
-        let mut rest = String::new();
-        if let Some(after) = after {
-            write_sql(&mut rest, format_args!(" WHERE {}", plan.above(&plan.key_literals(after)?)));
-        }
-        let order: Vec<String> = plan.key.iter().map(|column| quote_name(&column.name)).collect();
-        write_sql(&mut rest, format_args!(" ORDER BY {} LIMIT {limit}", order.join(", ")));
-        self.select(&plan, &rest).await
-    }
-
-    async fn rows(
-        &mut self,
-        schema: &TableSchema,
-        name: &TableId,
-        keys: &[Vec<u8>],
-    ) -> Result<Vec<ReadRow>, SourceError> {
-        let plan = self.plan(schema, name).await?;
-        if plan.key.is_empty() {
-            return Err(keyless(name));
-        }
-        if keys.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut conditions = Vec::with_capacity(keys.len());
-        for key in keys {
-            conditions.push(format!("({})", plan.equal(&plan.key_literals(key)?)));
-        }
-        self.select(&plan, &format!(" WHERE {}", conditions.join(" OR "))).await
+        self.select(&plan, &rest, each).await
     }
 }
 

@@ -2,13 +2,14 @@
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
-use tailwater_capture::SourceError;
+use async_trait::async_trait;
+use tailwater_capture::{LockSession, SourceError};
 use tailwater_change::{Commit, Problem};
 
 use super::binlog::Collations;
 use super::file::BinlogName;
 use super::gtids::GtidSet;
-use crate::connect::{Endpoint, Server, quote_text};
+use crate::connect::{Endpoint, Server, in_time, quote_text, silent};
 
 /// `ER_ERROR_WHEN_EXECUTING_COMMAND`: SHOW BINLOG EVENTS found no event where it was to begin.
 const NO_EVENT_THERE: u16 = 1220;
@@ -52,9 +53,12 @@ impl Session {
             Some(problem) => SourceError::Refused(problem),
             None => SourceError::unavailable(format!("connect to {endpoint}"), error),
         };
-        let mut conn = endpoint.connect().await.map_err(failed)?;
-        let server = Server::of(&mut conn).await.map_err(failed)?;
-        Ok(Self { conn, server })
+        let opening = async {
+            let mut conn = endpoint.connect().await?;
+            let server = Server::of(&mut conn).await?;
+            Ok(Self { conn, server })
+        };
+        in_time(opening, silent).await.map_err(failed)
     }
 
     /// Rows of a statement, each value as text.
@@ -166,7 +170,48 @@ impl Session {
     }
 }
 
+#[async_trait]
+impl LockSession for Session {
+    /// Across files: what is left of the one, all of those between, and what the last has.
+    async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
+        let end = self.end().await?.commit();
+        let covered = after.position().saturating_add(1);
+        if end.file() == after.file() {
+            return Ok(Some(end.position().saturating_sub(covered)));
+        }
+        let files = self.files().await?;
+        Ok(behind(&files, Commit::binlog(after.file(), covered), end))
+    }
+}
+
+/// Bytes from a position to another of a later file; `None` where the files do not say.
+fn behind(files: &[(BinlogName, u64)], from: Commit, end: Commit) -> Option<u64> {
+    let number = |file: &(BinlogName, u64)| file.0.number();
+    if from.file() > end.file() || !files.iter().any(|file| number(file) == from.file()) {
+        return None;
+    }
+    let between = files.iter().filter(|file| (from.file()..end.file()).contains(&number(file)));
+    let whole: u64 = between.map(|(_, size)| size).sum();
+    Some((whole + end.position()).saturating_sub(from.position()))
+}
+
 /// The server writes none, or does not show it to us.
 pub(crate) fn no_binlog() -> SourceError {
     SourceError::Refused(Problem::new("the server has no binlog", "start it with log_bin = binlog"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lag_goes_across_files() {
+        let file = |number: u64, size| (BinlogName::new("binlog", number), size);
+        let files = [file(7, 1000), file(8, 50), file(9, 400)];
+        let at = Commit::binlog;
+        assert_eq!(behind(&files, at(7, 990), at(9, 300)), Some(10 + 50 + 300));
+        assert_eq!(behind(&files, at(8, 50), at(9, 4)), Some(4));
+        assert_eq!(behind(&files, at(6, 4), at(9, 300)), None, "purged");
+        assert_eq!(behind(&files, at(9, 4), at(7, 300)), None, "reset");
+    }
 }

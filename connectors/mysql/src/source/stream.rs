@@ -21,6 +21,7 @@ use super::session::Session;
 use super::silence::Silence;
 use super::state::State;
 use super::{MysqlSource, catalog};
+use crate::connect::in_time;
 use crate::wire::{Wire, WireError, refusal};
 
 const COM_BINLOG_DUMP: u8 = 0x12;
@@ -35,9 +36,6 @@ const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Silence after which the connection is taken for dead: many heartbeats.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-
-/// What connecting, logging in and asking for the binlog may take together.
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
 
 /// How old the state's GTIDs may get. They only serve to notice a server that lost transactions, and
 /// the state holds every schema: it is not written at each commit.
@@ -59,6 +57,8 @@ pub(crate) struct BinlogStream {
     written_at: Instant,
     gtids: GtidSet,
     after: String,
+    /// Why reading ended: said when what was decoded before it has been taken.
+    end: Option<SourceError>,
 }
 
 /// Opens it.
@@ -109,6 +109,7 @@ pub(crate) async fn open(
         written_at: Instant::now(),
         state,
         after: resume.map_or_else(|| from.to_string(), |resume| resume.after.to_string()),
+        end: None,
     })
 }
 
@@ -155,7 +156,7 @@ async fn locate(
         return Err(lost(format!("{name} ends at {size}: the server lost its end")));
     }
     let at = |position| Commit::binlog(after.file(), position);
-    if after.position() > u64::from(u32::MAX) - 1 {
+    if beyond_command(after) {
         return Ok(at(FIRST_EVENT));
     }
     if next == size && !resume.again {
@@ -181,18 +182,19 @@ async fn locate(
     Ok(at(FIRST_EVENT))
 }
 
+/// Whether the command has no room for the position behind this one.
+fn beyond_command(after: Commit) -> bool {
+    after.position() >= u64::from(u32::MAX)
+}
+
 /// Turns a new connection into a dump, in reasonable time or not at all.
 pub(super) async fn dump(
     source: &MysqlSource,
     file: &BinlogName,
     position: u64,
 ) -> Result<Wire, SourceError> {
-    let begun = tokio::time::timeout(CONNECT_LIMIT, begin_dump(source, file, position)).await;
-    begun.unwrap_or_else(|_elapsed| {
-        let limit = CONNECT_LIMIT.as_secs();
-        let silence = format!("the server did not answer within {limit} s");
-        Err(SourceError::unavailable(format!("connect to {}", source.endpoint), silence))
-    })
+    let late = |error| SourceError::unavailable(format!("connect to {}", source.endpoint), error);
+    in_time(begin_dump(source, file, position), late).await
 }
 
 async fn begin_dump(
@@ -232,17 +234,29 @@ async fn begin_dump(
     if answer.first() != Some(&0) {
         return Err(refused(refusal(&answer), source));
     }
-    let position = u32::try_from(position).map_err(|_| SourceError::Protocol {
-        operation: "begin to read the binlog".into(),
-        detail: "the position does not fit the command".into(),
+    let command = dump_command(file, position, server_id)?;
+    wire.command(COM_BINLOG_DUMP, &command).await.map_err(failed)?;
+    Ok(wire)
+}
+
+/// The body of the command that asks for the binlog.
+///
+/// # Errors
+/// The position is beyond what it has room for. Whoever has a position that the log holds begins at
+/// the file's start instead; who begins where the server is now cannot.
+fn dump_command(file: &BinlogName, position: u64, server_id: u32) -> Result<Vec<u8>, SourceError> {
+    let position = u32::try_from(position).map_err(|_| {
+        SourceError::Refused(Problem::new(
+            format!("{file} has reached {position}: no replica can ask for more than 4 GiB of it"),
+            "run FLUSH BINARY LOGS; so that another file begins, then tailwater resume",
+        ))
     })?;
     let mut command = Vec::new();
     command.extend(position.to_le_bytes());
     command.extend(0_u16.to_le_bytes());
     command.extend(server_id.to_le_bytes());
     command.extend(file.to_string().as_bytes());
-    wire.command(COM_BINLOG_DUMP, &command).await.map_err(failed)?;
-    Ok(wire)
+    Ok(command)
 }
 
 fn refused(error: WireError, source: &MysqlSource) -> SourceError {
@@ -273,18 +287,17 @@ impl Stream for BinlogStream {
     }
 
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
+        if let Some(end) = self.end.take() {
+            return Err(end);
+        }
         loop {
-            while out.bytes() < bytes {
-                if self.more {
-                    self.more = self.decoder.more(out, bytes).map_err(|error| self.ended(error))?;
-                    continue;
-                }
-                let packet = self.wire.buffered_packet().map_err(broke)?;
-                let Some(packet) = packet else { break };
-                self.packet(&packet, out)?;
-            }
-            if out.is_empty() {
-                self.decoder.idle(out);
+            match self.decode(out, bytes) {
+                Ok(()) if out.is_empty() => self.decoder.idle(out),
+                Ok(()) => {}
+                Err(end) if out.is_empty() => return Err(end),
+                // Returned with an error it would be lost, and with it the marker that tells the
+                // targets why nothing more comes.
+                Err(end) => self.end = Some(end),
             }
             for gtid in self.decoder.take_ended() {
                 self.gtids.add(&gtid);
@@ -322,6 +335,19 @@ impl Stream for BinlogStream {
 }
 
 impl BinlogStream {
+    /// Decodes what has been read, up to about `bytes`.
+    fn decode(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
+        while out.bytes() < bytes {
+            if self.more {
+                self.more = self.decoder.more(out, bytes).map_err(|error| self.ended(error))?;
+                continue;
+            }
+            let Some(packet) = self.wire.buffered_packet().map_err(broke)? else { break };
+            self.packet(&packet, out)?;
+        }
+        Ok(())
+    }
+
     fn packet(&mut self, packet: &Bytes, out: &mut Changes) -> Result<(), SourceError> {
         match packet.first() {
             Some(0) => {
@@ -360,4 +386,25 @@ impl BinlogStream {
 
 fn broke(error: WireError) -> SourceError {
     SourceError::unavailable("read the binlog", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_beyond_the_command_is_never_cut_to_its_bits() {
+        let file = BinlogName::new("binlog", 7);
+        let most = u64::from(u32::MAX);
+        assert_eq!(dump_command(&file, most, 1).unwrap()[..4], [0xFF; 4]);
+        // Resuming, the file is read from its start.
+        assert!(!beyond_command(Commit::binlog(7, most - 1)));
+        assert!(beyond_command(Commit::binlog(7, most)));
+        assert!(beyond_command(Commit::binlog(7, most + 5)));
+        // Beginning there is refused, with what to do.
+        let error = dump_command(&file, most + 5, 1).unwrap_err();
+        assert!(matches!(error, SourceError::Refused(_)), "{error:?}");
+        let said = error.to_string();
+        assert!(said.contains("binlog.000007") && said.contains("FLUSH BINARY LOGS"), "{said}");
+    }
 }

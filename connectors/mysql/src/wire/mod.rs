@@ -17,7 +17,7 @@ use std::io;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::connect::{Endpoint, SESSION};
+use crate::connect::{Endpoint, SESSION, in_time};
 
 pub(crate) use self::login::Greeting;
 
@@ -70,8 +70,12 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// Connects, logs in and sets the session contract.
+    /// Connects, logs in and sets the session contract, in reasonable time or not at all.
     pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Self, WireError> {
+        in_time(Self::connect_now(endpoint), WireError::Io).await
+    }
+
+    async fn connect_now(endpoint: &Endpoint) -> Result<Self, WireError> {
         let mut wire = login::login(endpoint).await?;
         for statement in SESSION {
             wire.execute(statement).await?;
@@ -287,5 +291,23 @@ pub(crate) fn refusal(packet: &[u8]) -> WireError {
     WireError::Server {
         code: u16::from_le_bytes([*low, *high]),
         message: String::from_utf8_lossy(message).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The time limit is the virtual clock's, which passes when nothing else happens.
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_takes_a_connection_and_says_nothing_is_given_up() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint = Endpoint::parse(&format!("mysql://root@127.0.0.1:{port}")).unwrap();
+        let error = Wire::connect(&endpoint).await.unwrap_err();
+        let WireError::Io(error) = error else { panic!("{error:?}") };
+        assert!(error.to_string().contains("did not answer within 15 s"), "{error}");
+        let error = endpoint.connect().await.unwrap_err();
+        assert!(error.to_string().contains("did not answer within 15 s"), "{error}");
     }
 }

@@ -14,6 +14,39 @@ fn a_ready_server_has_no_problem() {
     });
 }
 
+/// Something takes the connection and never says a word. The limit passes on the virtual clock.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_nothing_is_given_up_in_time() {
+    use tailwater_apply::TargetConnector;
+    use tailwater_capture::SourceConnector;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("mysql://root@127.0.0.1:{}/shop", listener.local_addr().unwrap().port());
+    let source = tailwater_mysql::source::connector(tailwater_mysql::source::SourceConfig {
+        name: "mute".into(),
+        url: url.clone(),
+        tables: vec!["shop.*".into()],
+        exclude: Vec::new(),
+    })
+    .unwrap();
+    let target = tailwater_mysql::target::TargetConfig { name: "mute".into(), url };
+    let target = tailwater_mysql::target::connector(target).unwrap();
+    let patience = std::time::Duration::from_secs(60);
+    let problems = tokio::time::timeout(patience, source.check()).await.unwrap();
+    assert!(problems[0].what.contains("did not answer within 15 s"), "{problems:?}");
+    let problems = tokio::time::timeout(patience, target.check()).await.unwrap();
+    assert!(problems[0].what.contains("did not answer within 15 s"), "{problems:?}");
+    let failures = [
+        tokio::time::timeout(patience, source.stream(None)).await.unwrap().err(),
+        tokio::time::timeout(patience, source.snapshot()).await.unwrap().err(),
+        tokio::time::timeout(patience, source.table_reader()).await.unwrap().err(),
+    ];
+    for error in failures {
+        assert_eq!(error.unwrap().disposition(), Disposition::Retry);
+    }
+    let error = tokio::time::timeout(patience, target.connect()).await.unwrap().err().unwrap();
+    assert_eq!(error.disposition(), Disposition::Retry);
+}
+
 #[test]
 fn check_names_what_cannot_be_captured() {
     on_each(async |server, database| {

@@ -7,6 +7,7 @@
 )]
 
 mod charsets;
+mod encryption;
 mod faults;
 mod support;
 mod transactions;
