@@ -23,7 +23,7 @@ pub use capture::Capture;
 pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
 pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
-pub use reader::{ReadRow, TableReader};
+pub use reader::{ReadRow, TableReader, Wanted};
 pub use source::{
     Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
 };

@@ -15,9 +15,39 @@ pub struct ReadRow {
     pub row: Vec<u8>,
 }
 
+/// Which rows are read.
+#[derive(Debug, Clone, Copy)]
+pub enum Wanted<'a> {
+    /// Rows in the order of this database's key. Refused for tables without one.
+    Above {
+        /// Identities above this one; none: from the start.
+        after: Option<&'a [u8]>,
+        /// At most so many rows.
+        limit: usize,
+    },
+    /// The rows that have these identities now, in any order; those that are not there are left
+    /// out.
+    Keys(&'a [Vec<u8>]),
+    /// Every row, in any order.
+    All,
+}
+
 /// Reads tables of one database.
 #[async_trait]
 pub trait TableReader: Send {
+    /// Gives each of the rows as it comes off the wire and holds none of those before it: what is
+    /// read may be larger than memory.
+    ///
+    /// # Errors
+    /// Cannot be read.
+    async fn read(
+        &mut self,
+        schema: &TableSchema,
+        name: &TableId,
+        wanted: Wanted<'_>,
+        each: &mut (dyn FnMut(ReadRow) + Send),
+    ) -> Result<(), SourceError>;
+
     /// At most `limit` rows with identities above `after` (none: from the start) in the order of
     /// this database's key. An empty result is the end. Tables without a key are read whole,
     /// `after` being refused.
@@ -30,7 +60,13 @@ pub trait TableReader: Send {
         name: &TableId,
         after: Option<&[u8]>,
         limit: usize,
-    ) -> Result<Vec<ReadRow>, SourceError>;
+    ) -> Result<Vec<ReadRow>, SourceError> {
+        let whole = schema.key().is_empty() && after.is_none();
+        let wanted = if whole { Wanted::All } else { Wanted::Above { after, limit } };
+        let mut rows = Vec::new();
+        self.read(schema, name, wanted, &mut |row| rows.push(row)).await?;
+        Ok(rows)
+    }
 
     /// The rows that have these identities now, in any order; those that are not there are left
     /// out.
@@ -42,5 +78,9 @@ pub trait TableReader: Send {
         schema: &TableSchema,
         name: &TableId,
         keys: &[Vec<u8>],
-    ) -> Result<Vec<ReadRow>, SourceError>;
+    ) -> Result<Vec<ReadRow>, SourceError> {
+        let mut rows = Vec::new();
+        self.read(schema, name, Wanted::Keys(keys), &mut |row| rows.push(row)).await?;
+        Ok(rows)
+    }
 }

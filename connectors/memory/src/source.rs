@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Changes, Event, Image, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError,
-    SourceState, Stream, TableReader, TableSlot,
+    Changes, Event, Image, ReadRow, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError,
+    SourceState, Stream, TableReader, TableSlot, Wanted,
 };
 use tailwater_change::{
     Commit, Operation, Ordinal, Problem, RowWriter, TableId, TableSchema, Value, identity,
@@ -265,7 +265,7 @@ fn tell_change(out: &mut Changes, schema: &TableSchema, change: &ScriptedChange,
 struct MemoryReader(MemorySource);
 
 impl MemoryReader {
-    fn read(&self, schema: &TableSchema, name: &TableId) -> Vec<tailwater_capture::ReadRow> {
+    fn rows_of(&self, schema: &TableSchema, name: &TableId) -> Vec<ReadRow> {
         let script = self.0.script();
         let at = script.schemas().iter().position(|schema| schema.table == *name);
         let rows = at.map(|at| script.rows(at)).unwrap_or_default();
@@ -273,7 +273,7 @@ impl MemoryReader {
     }
 }
 
-fn read_row(schema: &TableSchema, cells: &[Cell]) -> tailwater_capture::ReadRow {
+fn read_row(schema: &TableSchema, cells: &[Cell]) -> ReadRow {
     let mut row = Vec::new();
     let mut writer = RowWriter::new(&mut row);
     for (column, cell) in schema.columns.iter().zip(cells) {
@@ -283,7 +283,7 @@ fn read_row(schema: &TableSchema, cells: &[Cell]) -> tailwater_capture::ReadRow 
         Ok(key) if !key.is_empty() => key.into_owned(),
         _ => row.clone(),
     };
-    tailwater_capture::ReadRow { key, row }
+    ReadRow { key, row }
 }
 
 fn key_cells(schema: &TableSchema, key: &[u8]) -> Result<Vec<Option<Cell>>, SourceError> {
@@ -296,36 +296,32 @@ fn key_cells(schema: &TableSchema, key: &[u8]) -> Result<Vec<Option<Cell>>, Sour
 
 #[async_trait]
 impl TableReader for MemoryReader {
-    async fn chunk(
+    async fn read(
         &mut self,
         schema: &TableSchema,
         name: &TableId,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<tailwater_capture::ReadRow>, SourceError> {
-        let mut rows = self.read(schema, name);
-        if let Some(after) = after {
-            let after = key_cells(schema, after)?;
-            let mut above = Vec::new();
-            for row in rows {
-                if key_cells(schema, &row.key)? > after {
-                    above.push(row);
+        wanted: Wanted<'_>,
+        each: &mut (dyn FnMut(ReadRow) + Send),
+    ) -> Result<(), SourceError> {
+        let mut rows = self.rows_of(schema, name);
+        match wanted {
+            Wanted::All => {}
+            Wanted::Keys(keys) => rows.retain(|row| keys.contains(&row.key)),
+            Wanted::Above { after, limit } => {
+                if let Some(after) = after {
+                    let after = key_cells(schema, after)?;
+                    let mut above = Vec::new();
+                    for row in rows {
+                        if key_cells(schema, &row.key)? > after {
+                            above.push(row);
+                        }
+                    }
+                    rows = above;
                 }
+                rows.truncate(limit);
             }
-            rows = above;
         }
-        rows.truncate(limit);
-        Ok(rows)
-    }
-
-    async fn rows(
-        &mut self,
-        schema: &TableSchema,
-        name: &TableId,
-        keys: &[Vec<u8>],
-    ) -> Result<Vec<tailwater_capture::ReadRow>, SourceError> {
-        let mut rows = self.read(schema, name);
-        rows.retain(|row| keys.contains(&row.key));
-        Ok(rows)
+        rows.into_iter().for_each(each);
+        Ok(())
     }
 }

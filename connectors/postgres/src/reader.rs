@@ -16,7 +16,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use tailwater_capture::{ReadRow, SourceError, TableReader};
+use futures_util::TryStreamExt as _;
+use tailwater_capture::{ReadRow, SourceError, TableReader, Wanted};
 use tailwater_change::{
     Column, Dialect, Identity, Kind, Problem, RowReader, RowWriter, TableId, TableSchema, Value,
 };
@@ -86,18 +87,20 @@ impl PostgresReader {
         Ok(Layout { schema, table: quote_table(name), columns })
     }
 
-    async fn read(
+    async fn select(
         &mut self,
         layout: &Layout<'_>,
         sql: &str,
-        rows: &mut Vec<ReadRow>,
+        each: &mut (dyn FnMut(ReadRow) + Send),
     ) -> Result<(), SourceError> {
         let operation = format!("reading {}", layout.table);
-        let found = self.session.simple_query(sql).await;
+        let failed = |error| source_error(&operation, error);
+        let found = self.session.simple_query_raw(sql).await.map_err(failed)?;
+        let mut found = std::pin::pin!(found);
         let mut scratch = Scratch::default();
-        for message in found.map_err(|error| source_error(&operation, error))? {
+        while let Some(message) = found.try_next().await.map_err(failed)? {
             if let SimpleQueryMessage::Row(row) = message {
-                rows.push(layout.row(&row, &mut scratch)?);
+                each(layout.row(&row, &mut scratch)?);
             }
         }
         Ok(())
@@ -269,49 +272,40 @@ fn float(text: &str) -> String {
 
 #[async_trait]
 impl TableReader for PostgresReader {
-    async fn chunk(
+    async fn read(
         &mut self,
         schema: &TableSchema,
         name: &TableId,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> Result<Vec<ReadRow>, SourceError> {
+        wanted: Wanted<'_>,
+        each: &mut (dyn FnMut(ReadRow) + Send),
+    ) -> Result<(), SourceError> {
         let layout = self.layout(schema, name).await?;
-        let mut rows = Vec::new();
         let mut sql = layout.select();
-        if schema.identity == Identity::Full {
-            if after.is_some() {
+        match wanted {
+            Wanted::All => {}
+            Wanted::Above { .. } if schema.identity == Identity::Full => {
                 return Err(SourceError::Refused(Problem::new(
                     format!("{name} has no key to read it by in parts"),
                     "read it whole",
                 )));
             }
-            self.read(&layout, &sql, &mut rows).await?;
-            return Ok(rows);
+            Wanted::Above { after, limit } => {
+                let names = layout.key_names();
+                if let Some(after) = after {
+                    let key = layout.key_literals(after)?;
+                    sql.push_str(&format!(" WHERE ({names}) > ({})", key.join(", ")));
+                }
+                sql.push_str(&format!(" ORDER BY {names} LIMIT {limit}"));
+            }
+            Wanted::Keys(keys) => {
+                for keys in keys.chunks(KEYS_PER_STATEMENT) {
+                    let sql = format!("{sql} WHERE {}", layout.is_one_of(keys)?);
+                    self.select(&layout, &sql, each).await?;
+                }
+                return Ok(());
+            }
         }
-        let names = layout.key_names();
-        if let Some(after) = after {
-            let key = layout.key_literals(after)?;
-            sql.push_str(&format!(" WHERE ({names}) > ({})", key.join(", ")));
-        }
-        sql.push_str(&format!(" ORDER BY {names} LIMIT {limit}"));
-        self.read(&layout, &sql, &mut rows).await?;
-        Ok(rows)
-    }
-
-    async fn rows(
-        &mut self,
-        schema: &TableSchema,
-        name: &TableId,
-        keys: &[Vec<u8>],
-    ) -> Result<Vec<ReadRow>, SourceError> {
-        let layout = self.layout(schema, name).await?;
-        let mut rows = Vec::new();
-        for keys in keys.chunks(KEYS_PER_STATEMENT) {
-            let sql = format!("{} WHERE {}", layout.select(), layout.is_one_of(keys)?);
-            self.read(&layout, &sql, &mut rows).await?;
-        }
-        Ok(rows)
+        self.select(&layout, &sql, each).await
     }
 }
 

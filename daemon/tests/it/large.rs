@@ -245,6 +245,52 @@ fn huge(flavor: Flavor, seed: u64) -> Result<()> {
     world.tailwater.stop()
 }
 
+/// Twice the limit in rows of 2 MiB, of which `verify` reads all and holds none.
+fn verified(flavor: Flavor, seed: u64) -> Result<()> {
+    let event = 2 << 20;
+    let (rows, pieces) = (limit_mib(), event / 32);
+    let series = if flavor.is_postgres() {
+        format!("md5(i::text), {pieces}) FROM generate_series(1, {rows}) AS i")
+    } else {
+        format!("md5(seq), {pieces}) FROM seq_1_to_{rows}")
+    };
+    let text = if flavor.is_postgres() { "text" } else { "longtext" };
+    let full = if flavor.is_postgres() { "ALTER TABLE keyless REPLICA IDENTITY FULL;" } else { "" };
+    let table = format!(
+        "CREATE TABLE keyed (id bigint PRIMARY KEY, t {text});
+         CREATE TABLE keyless (id bigint, t {text}); {full}
+         INSERT INTO keyed SELECT {id}, repeat({series};
+         INSERT INTO keyless SELECT {id}, repeat({series};",
+        id = if flavor.is_postgres() { "i" } else { "seq" },
+    );
+    let mut world = world(flavor, seed, &table)?;
+    world.tailwater.start_again()?;
+    let bound = Bound::of(&world)?;
+    world.tailwater.wait_for(&world.pipeline, PATIENCE)?;
+    bound.ensure("snapshot", event)?;
+    let verify = || world.tailwater.command(&["verify", "--pipeline", &world.pipeline]);
+    let ran = verify()?;
+    ensure!(ran.code == Some(0), "{ran:?}");
+    bound.ensure("verify", event)?;
+    let wrong = "UPDATE keyed SET t = 'x'; DELETE FROM keyless WHERE id = 5;";
+    world.to.0.sql(&world.to.1, wrong)?;
+    let ran = verify()?;
+    ensure!(ran.code == Some(1), "{ran:?}");
+    ensure!(ran.out.contains(&format!("{} different", rows + 1)), "{ran:?}");
+    bound.ensure("verify what differs", event)?;
+    world.tailwater.stop()
+}
+
+#[test]
+fn verifying_large_rows_between_postgres_and_postgres() {
+    verified(Flavor::Postgres15, 306).unwrap();
+}
+
+#[test]
+fn verifying_large_rows_between_mariadb_and_mariadb() {
+    verified(Flavor::MariaDb, 307).unwrap();
+}
+
 /// The bound that is planted away, and what the pipeline beside it may hold.
 const PLANTED_LIMIT: u64 = 40 << 20;
 const PLANTED_ROWS: u64 = 300_000;

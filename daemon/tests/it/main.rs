@@ -25,6 +25,8 @@ mod schemas;
 #[cfg(test)]
 mod unbounded;
 #[cfg(test)]
+mod verifying;
+#[cfg(test)]
 mod workload;
 #[cfg(test)]
 mod world;
