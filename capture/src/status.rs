@@ -4,44 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+pub use tailwater_change::RoleState as CaptureState;
 use tailwater_change::{Commit, Epoch, Place};
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-
-/// What a source is doing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum CaptureState {
-    /// Taking over the log.
-    #[default]
-    Starting,
-    /// Reading a snapshot: the first, or the one of a resync.
-    Snapshot,
-    /// Reading the stream.
-    Streaming,
-    /// Something failed that may pass.
-    Retrying,
-    /// Another process captures this source.
-    Standby,
-    /// Told to pause.
-    Paused,
-    /// A person must act.
-    Stopped,
-}
-
-impl CaptureState {
-    /// The word that `status` prints.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Snapshot => "snapshot",
-            Self::Streaming => "streaming",
-            Self::Retrying => "retrying",
-            Self::Standby => "standby",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
-    }
-}
 
 /// A source's status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

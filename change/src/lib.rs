@@ -16,6 +16,7 @@ mod frame;
 mod place;
 mod problem;
 mod proto;
+mod role_state;
 mod row;
 mod schema;
 mod schema_text;
@@ -29,6 +30,7 @@ pub use frame::{Frame, FrameError, SchemaId};
 pub use place::{Commit, Epoch, Ordinal, Place};
 pub use problem::Problem;
 pub use proto::DecodeError;
+pub use role_state::RoleState;
 pub use row::{RowReader, RowWriter, identity, overlay};
 pub use schema::{
     Column, Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,

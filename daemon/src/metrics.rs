@@ -106,7 +106,7 @@ impl Roles {
             "1 for the state that the pipeline is in",
             pipelines().map(|(labels, role)| {
                 let [pipeline] = labels;
-                ([pipeline, ("state", role.handle.status().state.name().to_owned())], 1.0)
+                ([pipeline, ("state", role.handle.status().state.as_str().to_owned())], 1.0)
             }),
         )?;
         self.latency(page)

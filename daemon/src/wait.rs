@@ -67,7 +67,7 @@ pub(crate) async fn reach(
         if Instant::now() >= deadline {
             return Waited::TimedOut(format!(
                 "pipeline is {} at {}, the source at {goal}",
-                status.state.name(),
+                status.state.as_str(),
                 status.place.map_or_else(|| "no place".to_owned(), |place| place.to_string()),
             ));
         }

@@ -1,50 +1,8 @@
 //! What others see of a pipeline.
 
-use std::fmt;
-
 use serde::Serialize;
+pub use tailwater_change::RoleState as State;
 use tailwater_change::{Epoch, Place};
-
-/// What a pipeline is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Connecting.
-    Starting,
-    /// Loading a snapshot: the target shows parts of it.
-    Snapshot,
-    /// Every commit of the target is at the end of a source's transaction.
-    Streaming,
-    /// Waiting to try again after an error that may pass.
-    Retrying,
-    /// Another process applies this pipeline.
-    Standby,
-    /// Told to wait.
-    Paused,
-    /// Waiting for a person.
-    Stopped,
-}
-
-impl State {
-    /// Its name, as `status` and the metrics print it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Snapshot => "snapshot",
-            Self::Streaming => "streaming",
-            Self::Retrying => "retrying",
-            Self::Standby => "standby",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// The last error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -108,7 +108,7 @@ fn pipeline(
         name: name.to_owned(),
         source: role.source.clone(),
         target: role.target.clone(),
-        state: status.state.name().to_owned(),
+        state: status.state.as_str().to_owned(),
         position: status.place.map(|place| place.to_string()),
         lag_seconds: lag_seconds(&role.handle, caught_up, now_ms),
         rows_applied: role.handle.metrics().snapshot().rows,

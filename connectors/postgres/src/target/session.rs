@@ -191,16 +191,18 @@ impl PgTarget {
             .map_err(|error| Failure::of("applying changes", error))
     }
 
-    /// Makes a temporary table that was not there; empties one that was.
+    /// Makes a temporary table that was not there; empties one that was. Then come the `settings`
+    /// for what follows in the transaction.
     pub(super) async fn fresh_temporary(
         &mut self,
         name: &str,
         create: &str,
+        settings: &str,
     ) -> Result<(), Failure> {
         let sql = if self.temporary.contains(name) {
-            format!("TRUNCATE {name}")
+            format!("TRUNCATE {name}; {settings}")
         } else {
-            format!("{create}; TRUNCATE {name}")
+            format!("{create}; TRUNCATE {name}; {settings}")
         };
         self.session
             .batch_execute(&sql)

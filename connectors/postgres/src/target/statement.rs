@@ -84,6 +84,20 @@ pub(super) fn create_stage(table: &Described) -> String {
     )
 }
 
+/// How the planner is to join the temporary table with the table, which it knows nothing about:
+/// row by row through the key's index where there is one. Left to itself it soon prefers to read
+/// all of the table for each batch, which takes the longer the larger the table is.
+pub(super) fn join(table: &Described) -> &'static str {
+    match &table.schema.identity {
+        Identity::Key(_) if !table.unguarded => {
+            "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
+        }
+        Identity::Key(_) | Identity::Full => {
+            "SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on"
+        }
+    }
+}
+
 /// `COPY` into the temporary table: the old identity if `names` says so, then `new` columns.
 pub(super) fn copy_stage(
     table: &Described,

@@ -161,7 +161,8 @@ impl PgTarget {
         group: &Group<'_>,
     ) -> Result<(), Failure> {
         let stage = statement::stage(table);
-        self.fresh_temporary(&stage, &statement::create_stage(table)).await?;
+        let (create, settings) = (statement::create_stage(table), statement::join(table));
+        self.fresh_temporary(&stage, &create, settings).await?;
         let identity = statement::identity(table);
         let (old, new): (&[usize], Vec<usize>) = match group.names {
             Names::Old => (identity, group.set.clone()),
