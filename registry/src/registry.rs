@@ -208,9 +208,14 @@ impl Inner {
         let json = |error| Error::Record { offset: -1, source: error };
         let to = TopicPartition::new(self.config.topic.clone(), PartitionId::new(0));
         let key = serde_json::to_vec(key).map_err(json)?;
-        let value = value.map(serde_json::to_vec).transpose().map_err(json)?.unwrap_or_default();
+        let value = value.map(serde_json::to_vec).transpose().map_err(json)?;
         let to = producer.register(&to);
-        producer.append(to, Some(&key), &[&value], (self.config.clock)()).map_err(log("append"))?;
+        let now = (self.config.clock)();
+        match &value {
+            Some(value) => producer.append(to, Some(&key), &[value], now),
+            None => producer.append_tombstone(to, &key, now),
+        }
+        .map_err(log("append"))?;
         producer.drain().await.map_err(log("append"))
     }
 }

@@ -37,7 +37,12 @@ impl State {
         };
         let value: SchemaValue = serde_json::from_slice(value)?;
         self.highest = self.highest.max(value.id.get());
-        self.texts.insert(value.id, Arc::from(value.schema));
+        let text = self.texts.entry(value.id).or_insert_with(|| Arc::from(&*value.schema));
+        if **text != *value.schema {
+            // Two writers gave the id: the first in the log has it, rows are written with its text,
+            // and the other text is not registered. Who wants it takes the next id.
+            return Ok(());
+        }
         self.subjects.entry(value.subject).or_default().insert(value.version, value.id);
         Ok(())
     }
@@ -121,6 +126,27 @@ mod tests {
         let second = add(&mut state, "a", "two");
         assert_ne!(first, second);
         assert_eq!(add(&mut state, "a", "one"), first, "an older version is still registered");
+        assert_eq!(state.text(second).as_deref(), Some("two"));
+    }
+
+    #[test]
+    fn of_two_texts_with_one_id_the_first_in_the_log_has_it() {
+        let mut state = State::default();
+        let first = add(&mut state, "a", "one");
+        let key = serde_json::to_vec(&Key::schema("b", 1)).unwrap();
+        let value = SchemaValue {
+            subject: "b".into(),
+            version: 1,
+            id: first,
+            schema_type: Some("PROTOBUF".into()),
+            schema: "two".into(),
+            deleted: false,
+        };
+        state.apply(&key, Some(&serde_json::to_vec(&value).unwrap())).unwrap();
+        assert_eq!(state.text(first).as_deref(), Some("one"));
+        assert_eq!(state.registered("b", "two"), None);
+        let second = add(&mut state, "b", "two");
+        assert_ne!(second, first);
         assert_eq!(state.text(second).as_deref(), Some("two"));
     }
 
