@@ -11,7 +11,9 @@
 //!   that a connection's requests see each other's effects and one long poll bounds what it holds.
 //! - Nothing blocks the polling of a running request, neither a reader that does not read nor
 //!   a frame that does not end: a request may hold a lock that others wait for.
-//! - What a peer announces costs nothing, only what it sends does.
+//! - What a peer announces costs nothing, only what it sends does; and a large frame is read only
+//!   once there is room for it among those of the connection and of the node ([`Room`]).
+//! - Who is silent is let go.
 //!
 //! Shutdown: no new connections, no new requests, the running ones are answered, and after
 //! [`ServerConfig::grace`] the rest is dropped.
@@ -27,7 +29,9 @@ use futures_util::{
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -47,13 +51,25 @@ pub struct ServerConfig {
     pub max_in_flight: usize,
     /// Connections at a time; the next one is closed at once.
     pub max_connections: usize,
+    /// Bytes of large requests that are read and handled at a time, all connections together. One
+    /// that is larger than that waits until it is alone.
+    pub request_bytes: usize,
+    /// How long a connection may be silent in both directions before it is closed. Many peers die
+    /// without a word: Kafka's `connections.max.idle.ms`.
+    pub idle: Duration,
     /// How long running requests may take to finish at shutdown.
     pub grace: Duration,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
-        Self { max_in_flight: 16, max_connections: 4096, grace: Duration::from_secs(5) }
+        Self {
+            max_in_flight: 16,
+            max_connections: 4096,
+            request_bytes: 128 << 20,
+            idle: Duration::from_mins(10),
+            grace: Duration::from_secs(5),
+        }
     }
 }
 
@@ -68,13 +84,14 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
+    let room = Room::new(config.request_bytes);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) if connections.len() < config.max_connections => {
                     let connection =
-                        Connection::new(Arc::clone(&node), peer, config.max_in_flight);
+                        Connection::new(Arc::clone(&node), peer, &config, room.clone());
                     connections.spawn(connection.run(stream, shutdown.clone()));
                 }
                 Ok((_, peer)) => {
@@ -119,18 +136,58 @@ const READ_AHEAD_BYTES: usize = 64 << 10;
 /// Buffer growth at a time while a large frame arrives.
 const READ_STEP_BYTES: usize = 1 << 20;
 
+/// Large requests of one connection that are read and handled at a time, in bytes.
+const CONNECTION_BYTES: usize = 32 << 20;
+
+/// A frame that has room is waited for so long: others wait for that room.
+const STALLED_FRAME: Duration = Duration::from_secs(60);
+
+/// Room in memory for large requests.
+#[derive(Debug, Clone)]
+struct Room {
+    free: Arc<Semaphore>,
+    bytes: usize,
+}
+
+impl Room {
+    fn new(bytes: usize) -> Self {
+        let bytes = bytes.clamp(1, u32::MAX as usize / 2);
+        Self { free: Arc::new(Semaphore::new(bytes)), bytes }
+    }
+
+    /// Waits for so many bytes, or for all there are; first come first served.
+    async fn take(self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let wanted = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        self.free.acquire_many_owned(wanted).await.ok()
+    }
+}
+
+/// The room of a request: the connection's, then the node's. Given back when it is handled.
+type Taken = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
+/// A request, and the room it takes.
+type Arrived = (RequestHeader, Request, Option<Taken>);
+
 struct Connection {
     node: Arc<dyn Node>,
     context: RequestContext,
     peer: SocketAddr,
     max_in_flight: usize,
+    idle: Duration,
+    /// For this connection's large requests, and for all of them.
+    rooms: [Room; 2],
+    /// The wait for room for the frame at the front of the inbox.
+    asking: Option<BoxFuture<'static, Taken>>,
+    /// The room of the frame at the front of the inbox.
+    taken: Option<Taken>,
     inbox: BytesMut,
     outbox: Outbox,
     running: FuturesOrdered<BoxFuture<'static, Answer>>,
     /// Whether a request runs that is to run alone.
     alone: bool,
     /// The next request, while it must wait for the running ones.
-    next: Option<(RequestHeader, Request)>,
+    next: Option<Arrived>,
 }
 
 enum Answer {
@@ -156,12 +213,16 @@ enum End {
 }
 
 impl Connection {
-    fn new(node: Arc<dyn Node>, peer: SocketAddr, max_in_flight: usize) -> Self {
+    fn new(node: Arc<dyn Node>, peer: SocketAddr, config: &ServerConfig, room: Room) -> Self {
         Self {
             node,
             context: RequestContext { peer: Some(peer) },
             peer,
-            max_in_flight,
+            max_in_flight: config.max_in_flight,
+            idle: config.idle,
+            rooms: [Room::new(CONNECTION_BYTES), room],
+            asking: None,
+            taken: None,
             inbox: BytesMut::new(),
             outbox: Outbox::default(),
             running: FuturesOrdered::new(),
@@ -188,6 +249,9 @@ impl Connection {
         stream.set_nodelay(true).map_err(End::Io)?;
         let (mut reader, mut writer) = stream.split();
         let mut draining = false;
+        let mut last = Instant::now();
+        let silence = tokio::time::sleep_until(last + self.patience());
+        tokio::pin!(silence);
         loop {
             if !draining {
                 self.start_requests()?;
@@ -198,6 +262,7 @@ impl Connection {
             let room = self.reserve();
             tokio::select! {
                 Some(answer) = self.running.next(), if !self.running.is_empty() => {
+                    last = Instant::now();
                     self.alone = false;
                     match answer {
                         Answer::Parts(parts) => self.outbox.push(parts),
@@ -210,12 +275,29 @@ impl Connection {
                     }
                 }
                 written = self.outbox.write_some(&mut writer), if !self.outbox.is_empty() => {
+                    last = Instant::now();
                     written.map_err(End::Io)?;
                 }
                 read = reader.read_buf(&mut self.inbox), if room && !draining => {
+                    last = Instant::now();
                     if read.map_err(End::Io)? == 0 {
                         return Ok(());
                     }
+                }
+                taken = wait_for(&mut self.asking), if self.asking.is_some() => {
+                    last = Instant::now();
+                    self.asking = None;
+                    self.taken = Some(taken);
+                    // Less patience from here on.
+                    silence.as_mut().reset(last + self.patience());
+                }
+                () = silence.as_mut() => {
+                    let busy = !self.running.is_empty() || self.asking.is_some();
+                    let until = if busy { Instant::now() } else { last } + self.patience();
+                    if until <= Instant::now() {
+                        return Err(End::Close("nothing was heard of the peer for too long"));
+                    }
+                    silence.as_mut().reset(until);
                 }
                 () = shutdown.cancelled(), if !draining => draining = true,
             }
@@ -240,18 +322,19 @@ impl Connection {
                 return Ok(());
             }
             self.alone = !produce;
-            self.start(next.0, next.1);
+            self.start(next);
         }
         Ok(())
     }
 
-    fn start(&mut self, header: RequestHeader, request: Request) {
+    fn start(&mut self, (header, request, taken): Arrived) {
         let node = Arc::clone(&self.node);
         let context = self.context;
         let silent = matches!(&request, Request::Produce(produce) if produce.acks == 0);
         self.running.push_back(
             async move {
                 let response = node.handle(&context, &header, request).await;
+                drop(taken);
                 if silent {
                     return match response {
                         Response::Produce(produce) if has_error(&produce) => {
@@ -266,13 +349,19 @@ impl Connection {
         );
     }
 
+    /// How long the peer may be silent.
+    fn patience(&self) -> Duration {
+        if self.taken.is_some() { self.idle.min(STALLED_FRAME) } else { self.idle }
+    }
+
     /// The next whole request in the inbox.
-    fn next_request(&mut self) -> Result<Option<(RequestHeader, Request)>, End> {
+    fn next_request(&mut self) -> Result<Option<Arrived>, End> {
         while let Some(frame) = self.next_frame().map_err(End::Wire)? {
+            let taken = self.taken.take();
             match decode_request(frame).map_err(End::Wire)? {
                 Decoded::Request(header, request) => {
                     if supports(self.node.supported_apis(), header.api, header.version) {
-                        return Ok(Some((header, request)));
+                        return Ok(Some((header, request, taken)));
                     }
                     if header.api != ApiKey::ApiVersions {
                         return Err(End::Unsupported(header.api, header.version));
@@ -325,8 +414,25 @@ impl Connection {
         if missing == 0 && self.inbox.len() >= READ_AHEAD_BYTES {
             return false;
         }
+        if missing > READ_AHEAD_BYTES && self.taken.is_none() {
+            if self.asking.is_none() {
+                let [own, all] = self.rooms.clone();
+                let bytes = missing + self.inbox.len();
+                self.asking =
+                    Some(async move { (own.take(bytes).await, all.take(bytes).await) }.boxed());
+            }
+            return false;
+        }
         self.inbox.reserve(missing.clamp(READ_AHEAD_BYTES, READ_STEP_BYTES));
         true
+    }
+}
+
+/// Waits for what is asked for; for ever if nothing is.
+async fn wait_for<T>(asking: &mut Option<BoxFuture<'static, T>>) -> T {
+    match asking {
+        Some(asking) => asking.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -274,3 +274,81 @@ async fn frames_may_come_in_single_bytes() {
     receive(&mut stream, &header).await;
     harness.end().await;
 }
+
+/// A server of a broker in memory with these settings.
+async fn serving(config: ServerConfig) -> (std::net::SocketAddr, Arc<MemoryNode>, impl FnOnce()) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let node = Arc::new(MemoryNode::new());
+    let served = Arc::clone(&node) as Arc<dyn Node>;
+    tokio::spawn(serve(served, listener, config, shutdown.clone()));
+    (address, node, move || shutdown.cancel())
+}
+
+#[tokio::test]
+async fn a_silent_connection_is_closed_and_one_that_is_heard_of_is_not() {
+    let idle = Duration::from_millis(300);
+    let (address, _node, stop) = serving(ServerConfig { idle, ..ServerConfig::default() }).await;
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(&[0, 0]).await.unwrap();
+    let mut heard = TcpStream::connect(address).await.unwrap();
+    let metadata = header(ApiKey::Metadata, 9, 4);
+    let talk = async {
+        loop {
+            send(&mut heard, &metadata, MetadataRequestData::default()).await;
+            receive(&mut heard, &metadata).await;
+            tokio::time::sleep(idle / 10).await;
+        }
+    };
+    let closed = async {
+        assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
+        assert_eq!(half.read(&mut [0; 1]).await.unwrap(), 0);
+    };
+    tokio::select! {
+        () = talk => {}
+        () = closed => {}
+        () = tokio::time::sleep(Duration::from_secs(20)) => panic!("still open"),
+    }
+    send(&mut heard, &metadata, MetadataRequestData::default()).await;
+    receive(&mut heard, &metadata).await;
+    stop();
+}
+
+#[tokio::test]
+async fn large_requests_wait_for_room_and_small_ones_pass_them() {
+    let config = ServerConfig { request_bytes: 1 << 20, ..ServerConfig::default() };
+    let (address, _node, stop) = serving(config).await;
+    let request = header(ApiKey::Produce, 9, 1);
+    let parts = encode_request(&request, &produce_request(-1, &[b'x'; 800_000]).into()).unwrap();
+    let whole: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+    let (begun, rest) = whole.split_at(300_000);
+
+    // Has room, and does not end.
+    let mut first = TcpStream::connect(address).await.unwrap();
+    first.write_all(begun).await.unwrap();
+    // Has none: what it sends stays in the sockets.
+    let mut second = TcpStream::connect(address).await.unwrap();
+    let (again, waiting) = (request.clone(), whole.clone());
+    let answered = tokio::spawn(async move {
+        second.write_all(&waiting).await.unwrap();
+        receive(&mut second, &again).await
+    });
+    // Small requests of others are answered meanwhile.
+    let mut third = TcpStream::connect(address).await.unwrap();
+    let metadata = header(ApiKey::Metadata, 9, 4);
+    for _ in 0..20 {
+        send(&mut third, &metadata, MetadataRequestData::default()).await;
+        receive(&mut third, &metadata).await;
+    }
+    assert!(!answered.is_finished());
+    first.write_all(rest).await.unwrap();
+    receive(&mut first, &request).await;
+    answered.await.unwrap();
+    // Larger than all the room there is: alone it goes through.
+    let request = header(ApiKey::Produce, 9, 2);
+    send(&mut third, &request, produce_request(-1, &[b'x'; 3_000_000])).await;
+    receive(&mut third, &request).await;
+    stop();
+}
