@@ -67,13 +67,13 @@ impl Node for Log {
 
     async fn handle(
         &self,
-        _context: &RequestContext,
+        context: &RequestContext,
         header: &RequestHeader,
         request: Request,
     ) -> Response {
         let version = header.version;
         match request {
-            Request::Produce(request) => self.produce(request).await.into(),
+            Request::Produce(request) => self.produce(context, request).await.into(),
             Request::Fetch(request) => self.fetch(request, version).await.into(),
             Request::ListOffsets(request) => self.list_offsets(request, version).await.into(),
             Request::Metadata(request) => self.metadata(request, version).await.into(),

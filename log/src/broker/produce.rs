@@ -12,7 +12,9 @@ use tailwater_kafka::wire::produce_response::{
     BatchIndexAndErrorMessage, PartitionProduceResponse, ProduceResponseData, TopicProduceResponse,
 };
 use tailwater_kafka::wire::{ErrorCode, KafkaString, KafkaUuid};
-use tailwater_kafka::{BatchError, Limits, ProducerId, RecordBatch};
+use tailwater_kafka::{
+    BatchError, Compression, Limits, ProducerId, Record, RecordBatch, RequestContext,
+};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
@@ -23,12 +25,26 @@ use crate::storage::append::{NotTaken, Taken};
 use crate::storage::partition::{NotKept, Partition};
 use crate::topics::Topic;
 
+/// How far a record's time may be ahead of the node's clock: Kafka's
+/// `log.message.timestamp.after.max.ms`.
+const MAX_AHEAD_MS: i64 = 60 * 60 * 1000;
+
 /// The part of the answer about one partition, as far as it is known.
 struct Part {
     index: i32,
     outcome: Result<Accepted, Refused>,
     /// Records that are refused by themselves, by number.
     record_errors: Vec<i32>,
+}
+
+/// What is checked, and against what.
+#[derive(Debug, Clone, Copy)]
+struct Checks {
+    acks: i16,
+    /// The latest time that a record may have, ms.
+    newest_ms: i64,
+    /// Whether to see that the records of uncompressed batches are numbered one by one.
+    numbers: bool,
 }
 
 enum Accepted {
@@ -47,9 +63,13 @@ struct TopicPart {
 }
 
 impl Log {
-    pub(super) async fn produce(&self, request: ProduceRequestData) -> ProduceResponseData {
+    pub(super) async fn produce(
+        &self,
+        context: &RequestContext,
+        request: ProduceRequestData,
+    ) -> ProduceResponseData {
         let deadline = deadline(request.timeout_ms);
-        let mut topics = self.check(&request);
+        let mut topics = self.check(context, &request);
         self.take(&mut topics).await;
         let mut response = ProduceResponseData::default();
         for topic in topics {
@@ -64,8 +84,14 @@ impl Log {
     }
 
     /// Everything that can be checked without a turn.
-    fn check(&self, request: &ProduceRequestData) -> Vec<TopicPart> {
+    fn check(&self, context: &RequestContext, request: &ProduceRequestData) -> Vec<TopicPart> {
         let whole = self.check_request(request);
+        let checks = Checks {
+            acks: request.acks,
+            newest_ms: self.shared.config.clock.now_ms().saturating_add(MAX_AHEAD_MS),
+            // What our own builder numbered in this process is not walked through once more.
+            numbers: context.peer.is_some(),
+        };
         request
             .topic_data
             .iter()
@@ -74,7 +100,7 @@ impl Log {
                 let parts = data
                     .partition_data
                     .iter()
-                    .map(|part| Part::check(part, &topic, request.acks))
+                    .map(|part| Part::check(part, &topic, checks))
                     .collect();
                 TopicPart { name: data.name.clone(), id: data.topic_id, parts }
             })
@@ -146,18 +172,23 @@ impl Log {
 }
 
 impl Part {
-    fn check(data: &PartitionProduceData, topic: &Result<Arc<Topic>, Refused>, acks: i16) -> Self {
+    fn check(
+        data: &PartitionProduceData,
+        topic: &Result<Arc<Topic>, Refused>,
+        checks: Checks,
+    ) -> Self {
         let mut record_errors = Vec::new();
         let outcome = topic.clone().and_then(|topic| {
             let partition = find_partition(&topic, data.index)?;
             partition.offsets()?;
-            if acks == -1 && topic.config.min_insync_replicas > 1 {
+            if checks.acks == -1 && topic.config.min_insync_replicas > 1 {
                 return Err(Refused::new(
                     ErrorCode::NotEnoughReplicas,
                     "min.insync.replicas is more than this one node",
                 ));
             }
             let batch = check_batch(data, &topic)?;
+            check_time(&batch, checks.newest_ms)?;
             if topic.config.compact {
                 record_errors = records_without_key(&batch)?;
                 if !record_errors.is_empty() {
@@ -166,6 +197,8 @@ impl Part {
                         "a compacted topic takes only records with a key",
                     ));
                 }
+            } else if checks.numbers && batch.compression() == Compression::None {
+                check_numbers(&batch)?;
             }
             Ok(Accepted::Checked { partition: Arc::clone(partition), batch })
         });
@@ -260,15 +293,50 @@ fn check_batch(data: &PartitionProduceData, topic: &Topic) -> Result<RecordBatch
     Ok(batch)
 }
 
-/// The numbers of the records without a key; reads the whole batch.
+/// A record from the future would keep its segment, and all behind it, from growing old.
+fn check_time(batch: &RecordBatch, newest_ms: i64) -> Result<(), Refused> {
+    if batch.max_timestamp() <= newest_ms {
+        return Ok(());
+    }
+    Err(Refused::new(
+        ErrorCode::InvalidTimestamp,
+        format!(
+            "a record has the time {} ms, more than an hour after this node's clock: set the \
+             writer's clock",
+            batch.max_timestamp()
+        ),
+    ))
+}
+
+/// The numbers of the records without a key; reads the whole batch, and checks all else in it.
 fn records_without_key(batch: &RecordBatch) -> Result<Vec<i32>, Refused> {
     let mut numbers = Vec::new();
     for (number, record) in batch.records(Limits::default())?.enumerate() {
-        if record?.key.is_none() {
-            numbers.push(i32::try_from(number).unwrap_or(i32::MAX));
+        let (number, record) = (i32::try_from(number).unwrap_or(i32::MAX), record?);
+        check_number(batch, number, &record)?;
+        if record.key.is_none() {
+            numbers.push(number);
         }
     }
     Ok(numbers)
+}
+
+fn check_numbers(batch: &RecordBatch) -> Result<(), Refused> {
+    for (number, record) in batch.records(Limits::default())?.enumerate() {
+        check_number(batch, i32::try_from(number).unwrap_or(i32::MAX), &record?)?;
+    }
+    Ok(())
+}
+
+/// Each record takes the offset after the one before it: no reader expects anything else.
+fn check_number(batch: &RecordBatch, number: i32, record: &Record) -> Result<(), Refused> {
+    if batch.base_offset().checked_add(i64::from(number)) == Some(record.offset) {
+        return Ok(());
+    }
+    Err(Refused::new(
+        ErrorCode::InvalidRecord,
+        format!("the records are not numbered one by one: record {number} has another number"),
+    ))
 }
 
 fn record_error(number: i32) -> BatchIndexAndErrorMessage {

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
@@ -140,6 +141,12 @@ impl DiskFile for SystemFile {
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.0.set_len(length)
     }
+}
+
+/// When a file was written last, ms since 1970; the end of time where the file system does not know.
+pub(crate) fn modified_ms(metadata: &fs::Metadata) -> i64 {
+    let since = metadata.modified().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(i64::MAX)
 }
 
 /// Puts the bytes from `from` to `to` on the disk, where they may or may not be: what survived a

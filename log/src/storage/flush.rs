@@ -90,6 +90,7 @@ impl Partition {
             size,
             index: SegmentIndex::new(end),
             began_ms: None,
+            written_ms: self.shared.config.clock.now_ms(),
         };
         let sealed = std::mem::replace(&mut online.active, next);
         online.sealed.push(SealedSegment {
@@ -97,6 +98,7 @@ impl Partition {
             end,
             size: sealed.size,
             max_timestamp: sealed.index.max_timestamp(),
+            written_ms: sealed.written_ms,
         });
         Ok(())
     }
@@ -243,6 +245,7 @@ impl Partition {
             active.index.note(batch.base_offset(), active.size, batch.max_timestamp());
             active.size += batch.bytes().len() as u64;
             active.began_ms.get_or_insert(now);
+            active.written_ms = now;
             online.written_end = batch.next_offset();
             if let Some(producer) = ProducerBatch::of(batch.header()) {
                 online.producers_written.record(

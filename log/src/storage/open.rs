@@ -214,14 +214,15 @@ impl Opening<'_> {
     fn open_sealed(&self, base: Offset, next: Offset) -> Result<SealedSegment, Error> {
         let path = segment::path(self.folder, base, Kind::Log);
         let index_path = segment::path(self.folder, base, Kind::Index);
-        let size = std::fs::metadata(&path).map_err(Error::io("open", &path))?.len();
+        let metadata = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
+        let (size, written_ms) = (metadata.len(), disk::modified_ms(&metadata));
         if let Some(seal) = index::read_seal(&index_path)?
             && seal.size == size
         {
             let max_timestamp = seal.max_timestamp;
             return self.in_run(
                 &path,
-                SealedSegment { base, end: seal.end, size, max_timestamp },
+                SealedSegment { base, end: seal.end, size, max_timestamp, written_ms },
                 next,
             );
         }
@@ -229,7 +230,7 @@ impl Opening<'_> {
         let suspect = Suspect { file: &*file, path: &path, base, continuity: self.continuity() };
         let found = suspect.check_sealed(&mut |_| {})?;
         let max_timestamp = found.index.max_timestamp();
-        let segment = SealedSegment { base, end: found.end, size, max_timestamp };
+        let segment = SealedSegment { base, end: found.end, size, max_timestamp, written_ms };
         // Compaction may have removed the last records before the next segment.
         let end = if self.topic.compact { next } else { found.end };
         let segment = self.in_run(&path, SealedSegment { end, ..segment }, next)?;
@@ -263,7 +264,8 @@ impl Opening<'_> {
     fn open_last(&self, base: Offset, floor: Offset) -> Result<Last, Error> {
         let path = segment::path(self.folder, base, Kind::Log);
         let file = self.shared.config.disk.open(&path).map_err(Error::io("open", &path))?;
-        let length = file.len().map_err(Error::io("open", &path))?;
+        let metadata = std::fs::metadata(&path).map_err(Error::io("open", &path))?;
+        let (length, written_ms) = (metadata.len(), disk::modified_ms(&metadata));
         let now = self.shared.config.clock.now_ms();
         let began_ms = |size| if size > 0 { Some(now) } else { None };
         if let Some((index, seal)) =
@@ -271,8 +273,8 @@ impl Opening<'_> {
             && seal.size == length
             && seal.end >= floor
         {
-            let active =
-                ActiveSegment { base, path, file, size: length, index, began_ms: began_ms(length) };
+            let (size, began_ms) = (length, began_ms(length));
+            let active = ActiveSegment { base, path, file, size, index, began_ms, written_ms };
             return Ok(Last { active, end: seal.end, clean: true });
         }
         let suspect = Suspect { file: &*file, path: &path, base, continuity: self.continuity() };
@@ -299,6 +301,7 @@ impl Opening<'_> {
             size: found.size,
             index: found.index,
             began_ms: began_ms(found.size),
+            written_ms,
         };
         Ok(Last { active, end: found.end, clean: false })
     }

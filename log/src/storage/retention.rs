@@ -150,7 +150,11 @@ impl Partition {
         let Ok(online) = state.online() else { return false };
         online.active.size > 0
             && online.written_end == online.high_watermark
-            && is_too_old(online.active.index.max_timestamp(), expire_before)
+            && is_too_old(
+                online.active.index.max_timestamp(),
+                online.active.written_ms,
+                expire_before,
+            )
             && (hold.allows(online.high_watermark) || excess_bytes > 0)
     }
 
@@ -164,7 +168,7 @@ impl Partition {
         let mut size = online.size();
         let mut count = 0;
         for segment in &online.sealed {
-            let too_old = is_too_old(segment.max_timestamp, expire_before);
+            let too_old = is_too_old(segment.max_timestamp, segment.written_ms, expire_before);
             let too_large =
                 self.topic.retention_bytes.is_some_and(|kept| size - segment.size >= kept);
             let readable = segment.end <= online.high_watermark;
@@ -210,9 +214,11 @@ impl Partition {
     }
 }
 
-/// Records that have no time do not grow old.
-fn is_too_old(max_timestamp: i64, expire_before: Option<i64>) -> bool {
-    max_timestamp >= 0 && expire_before.is_some_and(|before| max_timestamp < before)
+/// Records are as old as their times say, and at least as old as their writing: one from the future
+/// or without a time is not kept for good.
+fn is_too_old(max_timestamp: i64, written_ms: i64, expire_before: Option<i64>) -> bool {
+    let newest = if max_timestamp < 0 { written_ms } else { max_timestamp.min(written_ms) };
+    expire_before.is_some_and(|before| newest < before)
 }
 
 fn millis(duration: Duration) -> i64 {

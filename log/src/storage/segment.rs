@@ -24,6 +24,8 @@ pub(crate) struct SealedSegment {
     pub(crate) size: u64,
     /// Greatest record timestamp in ms; -1 with none.
     pub(crate) max_timestamp: i64,
+    /// When its last batch was written, ms: by the node's clock, after a restart by the file's.
+    pub(crate) written_ms: i64,
 }
 
 /// The segment that is written.
@@ -37,6 +39,8 @@ pub(crate) struct ActiveSegment {
     pub(crate) index: SegmentIndex,
     /// When its first batch was written by the node's clock, ms; `None` while it is empty.
     pub(crate) began_ms: Option<i64>,
+    /// When its last batch was written, ms: by the node's clock, after a restart by the file's.
+    pub(crate) written_ms: i64,
 }
 
 /// The kinds of files that come per segment or per offset.

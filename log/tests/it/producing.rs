@@ -1,8 +1,8 @@
 //! What is taken, what is refused, and who may write.
 
 use bytes::{Bytes, BytesMut};
-use tailwater_kafka::wire::{ApiKey, ErrorCode, Response, produce_request as p};
-use tailwater_kafka::{BatchBuilder, BatchStamp, Compression};
+use tailwater_kafka::wire::{ApiKey, ErrorCode, RequestHeader, Response, produce_request as p};
+use tailwater_kafka::{BatchBuilder, BatchStamp, Compression, HEADER_BYTES, Node, RequestContext};
 
 use crate::support::{
     NOBODY, Scratch, Writer, ask, batch, create_topic, create_topic_with, fetch, init_producer,

@@ -173,3 +173,28 @@ async fn a_file_that_cannot_be_removed_is_tried_again() {
     assert_eq!(scratch.log.enforce_retention().await.unwrap(), size);
     assert!(!segment.exists());
 }
+
+#[tokio::test]
+async fn records_without_a_time_or_from_the_future_age_from_when_they_were_written() {
+    let clock = Arc::new(ManualClock::new(100 * HOUR));
+    let own = Arc::clone(&clock);
+    let scratch = Scratch::with(move |config| {
+        config.clock = own;
+        config.retention = Some(std::time::Duration::from_hours(10));
+    })
+    .await;
+    for (topic, time) in [("without", -1), ("ahead", 101 * HOUR)] {
+        create_topic(&scratch.log, topic, &[]).await;
+        produce(&scratch.log, topic, batch(&[(Some("k"), "x", time)], NOBODY)).await.unwrap();
+    }
+    clock.set(110 * HOUR);
+    scratch.log.enforce_retention().await.unwrap();
+    for topic in ["without", "ahead"] {
+        assert_eq!(read_all(&scratch.log, topic).await.len(), 1, "{topic}");
+    }
+    clock.set(110 * HOUR + 1);
+    scratch.log.enforce_retention().await.unwrap();
+    for topic in ["without", "ahead"] {
+        assert_eq!(read_all(&scratch.log, topic).await, [], "{topic}");
+    }
+}
