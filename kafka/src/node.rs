@@ -36,7 +36,7 @@ impl RequestContext {
 ///   Whatever depends on that order, such as taking a partition's lock to check sequences, has to
 ///   be settled, or queued fairly, by the first poll.
 /// - **Cancellation**: the future may be dropped at any await, when the connection ends. What was
-///   appended by then stays appended.
+///   appended by then stays appended; what must not stop half way runs in a task of the node's.
 #[async_trait]
 pub trait Node: Send + Sync {
     /// The node's id, as Metadata names it.

@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::Error;
@@ -41,7 +42,7 @@ pub struct Log {
     pub(crate) shared: Arc<Shared>,
     pub(crate) cluster_id: String,
     pub(crate) topics: Arc<Topics>,
-    pub(crate) producers: ProducerRegistry,
+    pub(crate) producers: Arc<ProducerRegistry>,
     pub(crate) groups: Arc<Groups>,
     pub(crate) flusher: Flusher,
     /// Held, first come first served, while a request's batches are appended: what a connection
@@ -49,6 +50,9 @@ pub struct Log {
     pub(crate) intake: tokio::sync::Mutex<()>,
     /// Room for bytes that wait to be written.
     pub(crate) room: Arc<Semaphore>,
+    /// Requests of several steps, which go on to their end although the connection that asked for
+    /// them is gone.
+    pub(crate) requests: TaskTracker,
     tasks: Mutex<JoinSet<()>>,
     stop_tasks: CancellationToken,
     _stop_on_drop: DropGuard,
@@ -110,6 +114,8 @@ impl Log {
     /// If a thread of the log had died. What it had acknowledged is on the disk all the same.
     pub async fn close(self: &Arc<Self>) -> Result<(), Error> {
         self.stop_tasks.cancel();
+        self.requests.close();
+        self.requests.wait().await;
         let mut tasks = std::mem::take(&mut *lock(&self.tasks));
         let mut outcome = Ok(());
         while let Some(ended) = tasks.join_next().await {
@@ -186,6 +192,7 @@ impl Log {
             flusher,
             intake: tokio::sync::Mutex::default(),
             room,
+            requests: TaskTracker::new(),
             tasks: Mutex::default(),
             _stop_on_drop: stop_tasks.clone().drop_guard(),
             stop_tasks,

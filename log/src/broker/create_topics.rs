@@ -133,15 +133,21 @@ impl Log {
 
     /// Makes a topic, one at a time. `or_find` takes one that somebody else has just made.
     async fn make(&self, new: NewTopic, or_find: bool) -> Result<Arc<Topic>, Refused> {
-        let _changing = self.topics.changing.lock().await;
-        if let Some(topic) = self.topics.by_name(&new.name) {
-            return if or_find { Ok(topic) } else { Err(exists(&new.name)) };
-        }
         let topics = Arc::clone(&self.topics);
-        let making = tokio::task::spawn_blocking(move || topics.create(&new));
-        let topic = making.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
-        tracing::info!(topic = %topic.name, partitions = topic.partitions.len(), "made a topic");
-        Ok(topic)
+        self.to_its_end(async move {
+            let _changing = topics.changing.lock().await;
+            if let Some(topic) = topics.by_name(&new.name) {
+                return if or_find { Ok(topic) } else { Err(exists(&new.name)) };
+            }
+            let list = Arc::clone(&topics);
+            let making = tokio::task::spawn_blocking(move || list.create(&new));
+            let topic =
+                making.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
+            let partitions = topic.partitions.len();
+            tracing::info!(topic = %topic.name, partitions, "made a topic");
+            Ok(topic)
+        })
+        .await
     }
 
     fn settings_of(&self, overrides: &Overrides) -> Vec<CreatableTopicConfigs> {

@@ -8,7 +8,7 @@ use tailwater_kafka::wire::delete_topics_response::{
 };
 use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
 
-use super::{Refused, code};
+use super::{Refused, code, find_topic};
 use crate::log::Log;
 
 impl Log {
@@ -43,15 +43,18 @@ impl Log {
     }
 
     async fn delete_topic(&self, asked: &DeleteTopicState) -> Result<(String, KafkaUuid), Refused> {
-        let _changing = self.topics.changing.lock().await;
-        let name = asked.name.clone().unwrap_or_default();
-        let topic = self.find_topic(&name, asked.topic_id)?;
-        let topics = Arc::clone(&self.topics);
-        let gone = Arc::clone(&topic);
-        let deleting = tokio::task::spawn_blocking(move || topics.delete(&gone));
-        deleting.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
-        self.groups.forget_topic(topic.id).await?;
-        tracing::info!(topic = %topic.name, "deleted a topic");
-        Ok((topic.name.clone(), KafkaUuid::from_uuid(topic.id.get())))
+        let (topics, groups) = (Arc::clone(&self.topics), Arc::clone(&self.groups));
+        let (name, id) = (asked.name.clone().unwrap_or_default(), asked.topic_id);
+        self.to_its_end(async move {
+            let _changing = topics.changing.lock().await;
+            let topic = find_topic(&topics, &name, id)?;
+            let (list, gone) = (Arc::clone(&topics), Arc::clone(&topic));
+            let deleting = tokio::task::spawn_blocking(move || list.delete(&gone));
+            deleting.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
+            groups.forget_topic(topic.id).await?;
+            tracing::info!(topic = %topic.name, "deleted a topic");
+            Ok((topic.name.clone(), KafkaUuid::from_uuid(topic.id.get())))
+        })
+        .await
     }
 }

@@ -1,5 +1,7 @@
 //! InitProducerId: who a producer is, and that no older one writes any more.
 
+use std::sync::Arc;
+
 use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::wire::init_producer_id_request::InitProducerIdRequestData;
 use tailwater_kafka::wire::init_producer_id_response::InitProducerIdResponseData;
@@ -49,15 +51,19 @@ impl Log {
         let producer = ProducerId::new(request.producer_id);
         let believes = (producer != ProducerId::NONE)
             .then(|| (producer, ProducerEpoch::new(request.producer_epoch)));
-        let outcome = self.producers.init(InitRequest { transactional_id, believes }).await;
-        outcome.map_err(|error| match error {
-            InitError::Fenced(_) if version >= KNOWS_FENCED => ErrorCode::ProducerFenced.into(),
-            InitError::Fenced(_) => ErrorCode::InvalidProducerEpoch.into(),
-            InitError::Journal(error) => {
-                tracing::warn!(error = %error.full_text(), "no producer id given");
-                // Retriable for every client, as nothing has changed.
-                ErrorCode::CoordinatorNotAvailable.into()
-            }
+        let producers = Arc::clone(&self.producers);
+        self.to_its_end(async move {
+            let outcome = producers.init(InitRequest { transactional_id, believes }).await;
+            outcome.map_err(|error| match error {
+                InitError::Fenced(_) if version >= KNOWS_FENCED => ErrorCode::ProducerFenced.into(),
+                InitError::Fenced(_) => ErrorCode::InvalidProducerEpoch.into(),
+                InitError::Journal(error) => {
+                    tracing::warn!(error = %error.full_text(), "no producer id given");
+                    // Retriable for every client, as nothing has changed.
+                    ErrorCode::CoordinatorNotAvailable.into()
+                }
+            })
         })
+        .await
     }
 }

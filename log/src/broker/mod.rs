@@ -33,7 +33,7 @@ use crate::Error;
 use crate::log::Log;
 use crate::storage::partition::{Partition, Stopped};
 use crate::storage::read::NotRead;
-use crate::topics::Topic;
+use crate::topics::{Topic, Topics};
 
 /// What this node answers. The newest versions are those of Kafka 4.3.
 const APIS: &[ApiRange] = &[
@@ -173,16 +173,29 @@ fn code<T>(outcome: &Result<T, Refused>) -> i16 {
 }
 
 impl Log {
-    /// A topic as a request names it: by id in newer versions, by name in older ones.
+    /// A topic as a request names it.
     fn find_topic(&self, name: &KafkaString, id: KafkaUuid) -> Result<Arc<Topic>, Refused> {
-        if id.is_nil() {
-            return self
-                .topics
-                .by_name(name.as_str())
-                .ok_or_else(|| ErrorCode::UnknownTopicOrPartition.into());
-        }
-        self.topics.by_id(TopicId::new(*id.inner())).ok_or_else(|| ErrorCode::UnknownTopicId.into())
+        find_topic(&self.topics, name, id)
     }
+
+    /// Does what has several steps to its end, also when the connection that asked for it ends in
+    /// between and its future is dropped.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Refused>> + Send + 'static,
+    ) -> Result<T, Refused> {
+        let working = self.requests.spawn(work);
+        working.await.unwrap_or_else(|_| Err(ErrorCode::UnknownServerError.into()))
+    }
+}
+
+/// A topic by id as newer versions name it, by name in older ones.
+fn find_topic(topics: &Topics, name: &KafkaString, id: KafkaUuid) -> Result<Arc<Topic>, Refused> {
+    if id.is_nil() {
+        let unknown = || ErrorCode::UnknownTopicOrPartition.into();
+        return topics.by_name(name.as_str()).ok_or_else(unknown);
+    }
+    topics.by_id(TopicId::new(*id.inner())).ok_or_else(|| ErrorCode::UnknownTopicId.into())
 }
 
 fn find_partition(topic: &Topic, number: i32) -> Result<&Arc<Partition>, Refused> {

@@ -361,3 +361,37 @@ async fn a_panic_in_the_background_stops_one_partition_and_the_work_goes_on() {
     tokio::time::timeout(limit, flushed).await.unwrap();
     assert_eq!(scratch.status("other").offline, None);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_that_goes_away_while_it_takes_over_has_fenced_the_one_before_it() {
+    let (scratch, disk) = scratch().await;
+    let first = init_producer(&scratch.log, Some("role")).await;
+    disk.hold(true);
+    let before = disk.flushes.load(Ordering::SeqCst);
+    let taking_over = init_producer(&scratch.log, Some("role"));
+    let under_way = async {
+        while disk.flushes.load(Ordering::SeqCst) == before {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = taking_over => panic!("the flush does not end"),
+        () = under_way => {}
+    }
+    disk.hold(false);
+    // A request of that role has to wait for it, so the first one is what shows it.
+    let fenced = async {
+        let mut sequence = 0;
+        loop {
+            let next = values(&["a"], Writer { sequence, ..first });
+            match produce(&scratch.log, TOPIC, next).await {
+                Ok(_) => sequence += 1,
+                Err(code) => return code,
+            }
+        }
+    };
+    let limit = std::time::Duration::from_secs(10);
+    let code = tokio::time::timeout(limit, fenced).await.unwrap();
+    assert_eq!(code, ErrorCode::InvalidProducerEpoch);
+}
