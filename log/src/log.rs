@@ -316,6 +316,7 @@ async fn enforce_retention(
         let mut size: u64 = partitions.iter().map(|partition| partition.condition().1).sum();
         let mut freed = 0;
         for partition in partitions {
+            partition.expire_producers(now);
             let key = (partition.name.topic_id, partition.name.partition);
             let limit = shared.config.retention_limit.unwrap_or(u64::MAX);
             let excess_bytes = size.saturating_sub(limit);

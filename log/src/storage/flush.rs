@@ -40,8 +40,8 @@ impl Partition {
         online.scheduled
     }
 
-    /// Flushes what was written under a policy that does not flush before acknowledging, and makes
-    /// the `flushed` file durable.
+    /// Flushes what was written under a policy that does not flush before acknowledging, makes the
+    /// `flushed` file durable, and keeps to the share of memory for recent batches.
     pub(crate) fn sync_in_background(&self) {
         let mut files = lock(&self.files);
         let outcome = match self.shared.config.flush {
@@ -52,6 +52,10 @@ impl Partition {
             Some(flushed) => flushed.sync(),
             None => Ok(()),
         });
+        if let Ok(online) = self.lock_state().online() {
+            // Every new partition makes the shares smaller, also of those that get nothing new.
+            online.tail.trim(self.shared.tail_share());
+        }
         if let Err(error) = outcome {
             self.stop(Stopped::Offline(error.full_text()));
         }
@@ -65,6 +69,7 @@ impl Partition {
     pub(super) fn roll(&self, files: &mut Files) -> Result<(), Error> {
         // Flushed whatever the policy: only the last segment may have an unflushed tail.
         self.flush_written(files)?;
+        self.expire_producers(self.shared.config.clock.now_ms());
         let (active, end, producers) = {
             let mut state = self.lock_state();
             let Ok(online) = state.online() else { return Err(Error::Closed) };
@@ -73,7 +78,7 @@ impl Partition {
             }
             (online.active.clone(), online.written_end, online.producers_written.clone())
         };
-        self.seal(&active, end, producers);
+        self.seal(&active, end, &producers);
         let path = segment::path(&self.folder, end, Kind::Log);
         let file = self.create_segment(&path).inspect_err(|error| {
             if !error.passes() {
@@ -119,10 +124,7 @@ impl Partition {
 
     /// Writes index and producer snapshot of a segment that ends with `end`. Both can be made again
     /// from segments, so a full disk is no reason to stop.
-    pub(super) fn seal(&self, active: &ActiveSegment, end: Offset, mut producers: ProducerStates) {
-        let expiration = self.shared.config.producer_expiration.as_millis();
-        let expiration = i64::try_from(expiration).unwrap_or(i64::MAX);
-        producers.expire(self.shared.config.clock.now_ms().saturating_sub(expiration));
+    pub(super) fn seal(&self, active: &ActiveSegment, end: Offset, producers: &ProducerStates) {
         let index = segment::path(&self.folder, active.base, Kind::Index);
         let snapshot = segment::path(&self.folder, end, Kind::Producers);
         let written = active
@@ -137,11 +139,6 @@ impl Partition {
                 error = %error.full_text(),
                 "index or producer snapshot not written; the next start rebuilds them"
             );
-        }
-        if let Ok(online) = self.lock_state().online() {
-            let before = self.shared.config.clock.now_ms().saturating_sub(expiration);
-            online.producers_written.expire(before);
-            online.producers.expire(before);
         }
     }
 

@@ -96,6 +96,15 @@ impl Partition {
         Ok(())
     }
 
+    /// Forgets producers that have been silent for longer than they are remembered.
+    pub(crate) fn expire_producers(&self, now_ms: i64) {
+        let before = now_ms.saturating_sub(millis(self.shared.config.producer_expiration));
+        if let Ok(online) = self.lock_state().online() {
+            online.producers_written.expire(before);
+            online.producers.expire(before);
+        }
+    }
+
     /// Writes and flushes what waits, leaves seals for a fast start, and serves nobody any more.
     pub(crate) fn close(&self) {
         let mut files = lock(&self.files);
@@ -125,7 +134,7 @@ impl Partition {
             Err(_) => return,
         };
         let (active, end, producers) = sealable;
-        self.seal(&active, end, producers);
+        self.seal(&active, end, &producers);
         if let Some(flushed) = &mut files.flushed
             && let Err(error) = flushed.sync()
         {

@@ -21,6 +21,11 @@ impl TailCache {
     pub(crate) fn push(&mut self, batch: RecordBatch, limit: usize) {
         self.bytes += batch.bytes().len();
         self.batches.push_back(batch);
+        self.trim(limit);
+    }
+
+    /// Lets go of the oldest down to `limit` bytes.
+    pub(crate) fn trim(&mut self, limit: usize) {
         while self.bytes > limit
             && let Some(oldest) = self.batches.pop_front()
         {
@@ -131,5 +136,16 @@ mod tests {
             offsets(cache.read(Offset::new(14), Offset::new(20), 1 << 20, true)),
             Some(vec![14])
         );
+    }
+
+    #[test]
+    fn keeps_to_a_share_that_became_smaller() {
+        let (mut cache, size) = cache();
+        cache.trim(2 * size);
+        assert_eq!(cache.bytes, 2 * size);
+        let left = cache.read(Offset::new(14), Offset::new(18), 1 << 20, true);
+        assert_eq!(offsets(left), Some(vec![14, 16]));
+        cache.trim(0);
+        assert_eq!(cache.bytes, 0);
     }
 }

@@ -252,3 +252,78 @@ async fn writing_waits_for_room_and_goes_on() {
     }
     assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 30);
 }
+
+#[tokio::test]
+async fn records_from_the_future_are_refused() {
+    let clock = std::sync::Arc::new(tailwater_log::ManualClock::new(1_000_000));
+    let scratch = Scratch::with(move |config| config.clock = clock).await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let hour = 3_600_000;
+    let at = |time| batch(&[(Some("k"), "x", time)], NOBODY);
+    assert_eq!(produce(&scratch.log, TOPIC, at(1_000_000 + hour)).await, Ok(0));
+    for time in [1_000_001 + hour, i64::MAX] {
+        let refused = produce(&scratch.log, TOPIC, at(time)).await;
+        assert_eq!(refused, Err(ErrorCode::InvalidTimestamp), "{time}");
+    }
+    assert_eq!(produce(&scratch.log, TOPIC, at(-1)).await, Ok(1));
+}
+
+/// Two records, the second numbered as the first.
+fn numbered_twice() -> Bytes {
+    let mut bytes = BytesMut::from(&values(&["a", "b"], NOBODY)[..]);
+    // Length, attributes, time and number of the record behind the first, a byte each.
+    let second = HEADER_BYTES + 1 + usize::from(bytes[HEADER_BYTES] / 2);
+    assert_eq!(bytes[second + 3], 2, "number 1 as a zigzag varint");
+    bytes[second + 3] = 0;
+    let checksum = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&checksum.to_be_bytes());
+    bytes.freeze()
+}
+
+#[tokio::test]
+async fn records_that_are_not_numbered_one_by_one_are_refused() {
+    let scratch = scratch().await;
+    create_topic(&scratch.log, "compacted", &[("cleanup.policy", "compact")]).await;
+    let refused = Err(ErrorCode::InvalidRecord);
+    assert_eq!(produce(&scratch.log, "compacted", numbered_twice()).await, refused);
+
+    // On other topics what comes from outside of the process is looked through.
+    let context = RequestContext { peer: Some(([127, 0, 0, 1], 9).into()) };
+    let header =
+        RequestHeader { api: ApiKey::Produce, version: 9, correlation_id: 1, client_id: None };
+    for (records, expected) in [
+        (numbered_twice(), ErrorCode::InvalidRecord),
+        (values(&["a", "b"], NOBODY), ErrorCode::None),
+    ] {
+        let data = p::PartitionProduceData::default().with_records(Some(records));
+        let topic =
+            p::TopicProduceData::default().with_name(name(TOPIC)).with_partition_data(vec![data]);
+        let request = p::ProduceRequestData::default()
+            .with_acks(-1)
+            .with_timeout_ms(30_000)
+            .with_topic_data(vec![topic]);
+        let Response::Produce(response) =
+            scratch.log.handle(&context, &header, request.into()).await
+        else {
+            panic!("another response");
+        };
+        let code = response.responses[0].partition_responses[0].error_code;
+        assert_eq!(ErrorCode::from(code), expected);
+    }
+}
+
+#[tokio::test]
+async fn silent_producers_are_forgotten_also_where_no_segment_ends() {
+    let clock = std::sync::Arc::new(tailwater_log::ManualClock::new(1_000_000));
+    let own = std::sync::Arc::clone(&clock);
+    let scratch = Scratch::with(move |config| config.clock = own).await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let writer = init_producer(&scratch.log, None).await;
+    let at = |sequence| values(&["a"], Writer { sequence, ..writer });
+    assert_eq!(produce(&scratch.log, TOPIC, at(0)).await, Ok(0));
+    let gap = produce(&scratch.log, TOPIC, at(5)).await;
+    assert_eq!(gap, Err(ErrorCode::OutOfOrderSequenceNumber));
+    clock.set(1_000_000 + 25 * 3_600_000);
+    scratch.log.enforce_retention().await.unwrap();
+    assert_eq!(produce(&scratch.log, TOPIC, at(5)).await, Ok(1));
+}
