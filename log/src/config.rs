@@ -59,6 +59,13 @@ pub struct Config {
     /// How many bytes of recent batches are kept in memory for readers at the tail, all partitions
     /// together.
     pub tail_bytes: usize,
+    /// Connections at a time. Each takes a file descriptor, as every partition does.
+    pub max_connections: usize,
+    /// How many bytes of large requests are read at a time, all connections together.
+    pub request_bytes: usize,
+    /// Disk space that is kept for getting out of a full disk: letting go of old segments, and
+    /// noting that pipelines need them no more, takes some.
+    pub reserve_bytes: u64,
     /// How long a producer that writes nothing is remembered, for its sequence numbers.
     pub producer_expiration: Duration,
     /// The clock.
@@ -87,6 +94,9 @@ impl Config {
             max_message_bytes: (1 << 20) + 12,
             pending_bytes: 32 << 20,
             tail_bytes: 32 << 20,
+            max_connections: 4096,
+            request_bytes: 128 << 20,
+            reserve_bytes: 4 << 20,
             producer_expiration: Duration::from_hours(24),
             clock: Arc::new(SystemClock),
             disk: Arc::new(FileSystem),

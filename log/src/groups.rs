@@ -223,15 +223,12 @@ fn of_group<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::storage::FileSystem;
-    use crate::storage::testing::own_lock;
+    use crate::storage::testing::shared;
 
     fn open(folder: &tempfile::TempDir) -> Groups {
         let path = folder.path().join("groups.journal");
-        Groups::new(Journal::open(&path, Arc::new(FileSystem), own_lock()).unwrap())
+        Groups::new(Journal::open(&path, &shared()).unwrap())
     }
 
     fn partition(topic: u128, number: i32) -> PartitionKey {

@@ -20,6 +20,7 @@
 //! ```text
 //! <data_dir>/
 //!   lock                        one process at a time
+//!   reserve                     space for getting out of a full disk
 //!   node.json                   cluster id, node id
 //!   producers.journal           transactional ids and their epochs, producer id blocks
 //!   groups.journal              committed offsets

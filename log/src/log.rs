@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tailwater_kafka::{BrokerId, Offset, PartitionId, TopicId};
+use tailwater_kafka::{BrokerId, Offset, PartitionId, ServerConfig, TopicId};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -29,6 +29,7 @@ use crate::storage::flusher::Flusher;
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::journal::Journal;
 use crate::storage::partition::{Partition, Shared, lock};
+use crate::storage::reserve::Reserve;
 use crate::storage::retention::Hold;
 use crate::topics::Topics;
 
@@ -103,8 +104,12 @@ impl Log {
 
     /// Serves Kafka's protocol on `listener` until `shutdown`.
     pub async fn serve(self: Arc<Self>, listener: TcpListener, shutdown: CancellationToken) {
-        tailwater_kafka::serve(self, listener, tailwater_kafka::ServerConfig::default(), shutdown)
-            .await;
+        let server = ServerConfig {
+            max_connections: self.shared.config.max_connections,
+            request_bytes: self.shared.config.request_bytes,
+            ..ServerConfig::default()
+        };
+        tailwater_kafka::serve(self, listener, server, shutdown).await;
     }
 
     /// Writes, flushes and seals everything, and lets go of the data folder. Requests that still
@@ -170,8 +175,12 @@ impl Log {
         let data_dir = config.data_dir.clone();
         fs::create_dir_all(&data_dir).map_err(Error::io("create", &data_dir))?;
         let folder_lock = FolderLock::take(&data_dir)?;
-        let cluster_id = open_node(&data_dir, config.node_id)?;
-        let shared = Arc::new(Shared::new(config, folder_lock));
+        let known = read_node(&data_dir, config.node_id)?;
+        if known.is_some() {
+            require_journals(&data_dir)?;
+        }
+        let reserve = Reserve::open(&data_dir, config.reserve_bytes)?;
+        let shared = Arc::new(Shared::new(config, folder_lock, reserve));
         let config = &shared.config;
         // Flushed whatever the policy: an epoch must never come back, and both are small.
         let journal = |name: &str| {
@@ -324,6 +333,7 @@ async fn enforce_retention(
             size -= gone;
             freed += gone;
         }
+        shared.reserve.refill();
         freed
     });
     enforcing.await.map_err(|_| Error::TaskFailed)

@@ -34,7 +34,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::Error;
 use crate::storage::disk::{self, Disk, DiskFile};
 use crate::storage::folder_lock::FolderLock;
-use crate::storage::partition::lock;
+use crate::storage::partition::{Shared, lock};
+use crate::storage::reserve::Reserve;
 
 const MAGIC: &[u8; 4] = b"TWJL";
 const VERSION: u16 = 1;
@@ -75,11 +76,8 @@ impl Journal {
     ///
     /// # Errors
     /// The system's, and [`Error::Corrupt`].
-    pub(crate) fn open(
-        path: &Path,
-        disk: Arc<dyn Disk>,
-        folder_lock: Arc<FolderLock>,
-    ) -> Result<Self, Error> {
+    pub(crate) fn open(path: &Path, shared: &Shared) -> Result<Self, Error> {
+        let disk = Arc::clone(&shared.config.disk);
         let (file, size, found) = open_file(path, &*disk)?;
         let entries = Arc::new(Mutex::new(found));
         let (requests, incoming) = mpsc::channel(WAITING_CHANGES);
@@ -90,7 +88,8 @@ impl Journal {
             size,
             entries: Arc::clone(&entries),
             broken: None,
-            _folder_lock: folder_lock,
+            reserve: Arc::clone(&shared.reserve),
+            _folder_lock: Arc::clone(&shared.folder_lock),
         };
         let thread = std::thread::Builder::new()
             .name("log-journal".to_owned())
@@ -139,6 +138,7 @@ struct Writer {
     entries: Arc<Mutex<Entries>>,
     /// Set once what is on the disk is unknown.
     broken: Option<String>,
+    reserve: Arc<Reserve>,
     /// Kept until the thread has ended.
     _folder_lock: Arc<FolderLock>,
 }
@@ -178,22 +178,29 @@ impl Writer {
     }
 
     fn write(&mut self, round: &[Request]) -> Result<(), Error> {
-        if let Some(broken) = &self.broken {
-            return Err(Error::corrupt(&self.path, self.size, broken.clone()));
-        }
         let parts: Vec<Bytes> =
             round.iter().map(|request| encode_change(&request.changes).into()).collect();
-        if let Err(error) = self.file.write_all_at(&parts, self.size) {
-            if let Err(cut) = self.file.truncate(self.size) {
-                self.broken = Some(format!("a failed write could not be taken back: {cut}"));
-            }
-            return Err(Error::io("write", &self.path)(error));
-        }
+        // Offsets that cannot be committed would hold back what makes room on a full disk.
+        let reserve = Arc::clone(&self.reserve);
+        reserve.spend(|| self.append(&parts))?;
         if let Err(source) = self.file.sync() {
             self.broken = Some(format!("a flush failed: {source}; restart the node"));
             return Err(Error::Io { operation: "flush", path: self.path.clone(), source });
         }
         self.size += parts.iter().map(|part| part.len() as u64).sum::<u64>();
+        Ok(())
+    }
+
+    fn append(&mut self, parts: &[Bytes]) -> Result<(), Error> {
+        if let Some(broken) = &self.broken {
+            return Err(Error::corrupt(&self.path, self.size, broken.clone()));
+        }
+        if let Err(error) = self.file.write_all_at(parts, self.size) {
+            if let Err(cut) = self.file.truncate(self.size) {
+                self.broken = Some(format!("a failed write could not be taken back: {cut}"));
+            }
+            return Err(Error::io("write", &self.path)(error));
+        }
         Ok(())
     }
 
@@ -387,10 +394,10 @@ fn take<'a>(body: &mut &'a [u8], length: u32) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
     use crate::storage::FileSystem;
-    use crate::storage::testing::own_lock;
+    use crate::storage::testing::{shared, shared_on};
 
     fn open(path: &Path) -> Result<Journal, Error> {
-        Journal::open(path, Arc::new(FileSystem), own_lock())
+        Journal::open(path, &shared())
     }
 
     fn set(key: &str, value: &str) -> Change {
@@ -499,7 +506,7 @@ mod tests {
     async fn a_journal_that_cannot_be_written_anew_keeps_its_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        let journal = Journal::open(&path, Arc::new(OpensOnce::default()), own_lock()).unwrap();
+        let journal = Journal::open(&path, &shared_on(Arc::new(OpensOnce::default()))).unwrap();
         let large = "x".repeat(100_000);
         for number in 0..40 {
             journal.change(vec![set("key", &format!("{large}{number}"))]).await.unwrap();

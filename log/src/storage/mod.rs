@@ -22,6 +22,7 @@ mod open;
 pub(crate) mod partition;
 pub(crate) mod read;
 mod recovery;
+pub(crate) mod reserve;
 pub(crate) mod retention;
 mod scan;
 mod segment;

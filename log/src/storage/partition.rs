@@ -29,6 +29,7 @@ use crate::producers::ProducerStates;
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
+use crate::storage::reserve::Reserve;
 use crate::storage::segment::{ActiveSegment, SealedSegment};
 use crate::storage::tail::TailCache;
 use crate::topic_config::TopicConfig;
@@ -41,11 +42,14 @@ pub(crate) struct Shared {
     pub(crate) folder_lock: Arc<FolderLock>,
     /// How many partitions share [`Config::tail_bytes`].
     pub(crate) partition_count: AtomicUsize,
+    /// Space for getting out of a full disk.
+    pub(crate) reserve: Arc<Reserve>,
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>) -> Self {
-        Self { config, folder_lock, partition_count: AtomicUsize::new(0) }
+    pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>, reserve: Reserve) -> Self {
+        let (partition_count, reserve) = (AtomicUsize::new(0), Arc::new(reserve));
+        Self { config, folder_lock, partition_count, reserve }
     }
 
     /// A partition's share of the memory for recent batches.

@@ -54,7 +54,7 @@ impl Partition {
         let mut files = lock(&self.files);
         let expire_before = self.topic.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         if self.active_is_expired(expire_before, hold, excess_bytes) {
-            self.roll(&mut files)?;
+            self.shared.reserve.spend(|| self.roll(&mut files))?;
         }
         let released = self.release(&mut files, expire_before, hold, excess_bytes);
         let removed = self.remove(&mut files.unremoved);
@@ -79,7 +79,7 @@ impl Partition {
             let start = online.sealed[count - 1].end;
             (online.sealed[..count].to_vec(), start, self.description(online, start))
         };
-        description.write(&self.folder)?;
+        self.shared.reserve.spend(|| description.write(&self.folder))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = online.start.max(start);
             online.epochs = description.epochs;

@@ -5,11 +5,23 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tailwater_kafka::{BatchBuilder, BatchStamp, LeaderEpoch, Offset, RecordBatch, place};
 
+use crate::Config;
 use crate::storage::folder_lock::FolderLock;
+use crate::storage::partition::Shared;
+use crate::storage::reserve::Reserve;
+use crate::storage::{Disk, FileSystem};
 
-/// A lock that nobody else wants: each journal under test has its own.
-pub(crate) fn own_lock() -> Arc<FolderLock> {
-    FolderLock::take(tempfile::tempdir().unwrap().path()).unwrap()
+/// What a node of its own shares, for a journal under test.
+pub(crate) fn shared() -> Shared {
+    shared_on(Arc::new(FileSystem))
+}
+
+/// As [`shared`], with files on `disk`.
+pub(crate) fn shared_on(disk: Arc<dyn Disk>) -> Shared {
+    let folder = tempfile::tempdir().unwrap();
+    let folder_lock = FolderLock::take(folder.path()).unwrap();
+    let reserve = Reserve::open(folder.path(), 0).unwrap();
+    Shared::new(Config { disk, ..Config::new(folder.path()) }, folder_lock, reserve)
 }
 
 /// A batch of `count` records at `base`, record `n` with timestamp `1000 * n`.

@@ -13,6 +13,7 @@ mod crash;
 mod disk_failure;
 mod failing_disk;
 mod fetching;
+mod full_disk;
 mod kcat;
 mod our_client;
 mod producing;

@@ -73,6 +73,8 @@ pub(crate) fn partition_folder(data_dir: &Path, topic: &str) -> PathBuf {
 
 pub(crate) async fn open(folder: &Path, adjust: impl FnOnce(&mut Config)) -> Arc<Log> {
     let mut config = Config::new(folder);
+    // Megabytes for each of hundreds of copies of a folder.
+    config.reserve_bytes = 0;
     adjust(&mut config);
     // A node that was dropped lets go of its folder when its last task has seen that.
     for _ in 0..500 {
