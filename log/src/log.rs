@@ -35,6 +35,9 @@ use crate::topics::Topics;
 
 const NODE_VERSION: u32 = 1;
 
+const PRODUCERS: &str = "producers.journal";
+const GROUPS: &str = "groups.journal";
+
 /// How often flush marks are made durable, and with them how old one may be after a power cut.
 const BACKGROUND_SYNC: Duration = Duration::from_secs(1);
 
@@ -183,13 +186,16 @@ impl Log {
         let shared = Arc::new(Shared::new(config, folder_lock, reserve));
         let config = &shared.config;
         // Flushed whatever the policy: an epoch must never come back, and both are small.
-        let journal = |name: &str| {
-            let folder_lock = Arc::clone(&shared.folder_lock);
-            Journal::open(&data_dir.join(name), Arc::clone(&config.disk), folder_lock)
+        let journal = |name: &str| Journal::open(&data_dir.join(name), &shared);
+        let (producers, groups) = (journal(PRODUCERS)?, journal(GROUPS)?);
+        // Last of what must be there at every later start.
+        let cluster_id = match known {
+            Some(cluster_id) => cluster_id,
+            None => write_node(&data_dir, config.node_id)?,
         };
-        let producers = ProducerRegistry::new(journal("producers.journal")?);
-        let groups = Arc::new(Groups::new(journal("groups.journal")?));
+        let groups = Arc::new(Groups::new(groups));
         let topics = Arc::new(Topics::open(&data_dir, Arc::clone(&shared))?);
+        let producers = Arc::new(ProducerRegistry::open(producers, &topics.producer_epochs())?);
         let flusher = Flusher::start(config.flush_threads)?;
         let room = Arc::new(Semaphore::new(config.pending_bytes));
         let stop_tasks = CancellationToken::new();
@@ -258,19 +264,37 @@ fn status(partition: &Partition) -> PartitionStatus {
     }
 }
 
-fn open_node(data_dir: &Path, node_id: BrokerId) -> Result<String, Error> {
+/// The cluster's id, if the folder is a node's already.
+fn read_node(data_dir: &Path, node_id: BrokerId) -> Result<Option<String>, Error> {
     let path = data_dir.join("node.json");
-    if let Some(contents) = disk::read_if_exists(&path)? {
-        let stored: StoredNode = decode_json(&path, &contents, NODE_VERSION)?;
-        if stored.node_id != node_id.get() {
-            return Err(Error::OtherNode {
-                path: data_dir.to_owned(),
-                found: stored.node_id,
-                configured: node_id.get(),
-            });
-        }
-        return Ok(stored.cluster_id);
+    let Some(contents) = disk::read_if_exists(&path)? else { return Ok(None) };
+    let stored: StoredNode = decode_json(&path, &contents, NODE_VERSION)?;
+    if stored.node_id != node_id.get() {
+        return Err(Error::OtherNode {
+            path: data_dir.to_owned(),
+            found: stored.node_id,
+            configured: node_id.get(),
+        });
     }
+    Ok(Some(stored.cluster_id))
+}
+
+/// Empty journals in the place of lost ones would forget what pipelines hold back from retention,
+/// and who is fenced.
+fn require_journals(data_dir: &Path) -> Result<(), Error> {
+    for name in [PRODUCERS, GROUPS] {
+        let path = data_dir.join(name);
+        if !path.try_exists().map_err(Error::io("look for", &path))? {
+            let reason = "the file is missing; restore the whole folder from a copy, or begin with \
+                          an empty one and take new snapshots of the sources";
+            return Err(Error::corrupt(&path, 0, reason));
+        }
+    }
+    Ok(())
+}
+
+fn write_node(data_dir: &Path, node_id: BrokerId) -> Result<String, Error> {
+    let path = data_dir.join("node.json");
     let cluster_id = Uuid::new_v4().simple().to_string();
     let stored = StoredNode { version: NODE_VERSION, cluster_id, node_id: node_id.get() };
     disk::replace_file(&path, &encode_json(&stored))?;

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
-use tailwater_kafka::{PartitionId, TopicId};
+use tailwater_kafka::{PartitionId, ProducerEpoch, ProducerId, TopicId};
 use uuid::Uuid;
 
 use crate::Error;
@@ -132,6 +132,18 @@ impl Topics {
         let mut topics: Vec<_> = by_name.values().cloned().collect();
         topics.sort_by(|one, other| one.name.cmp(&other.name));
         topics
+    }
+
+    /// Every producer that a partition remembers, with its greatest epoch.
+    pub(crate) fn producer_epochs(&self) -> HashMap<ProducerId, ProducerEpoch> {
+        let mut greatest = HashMap::new();
+        for topic in self.all() {
+            for (producer, epoch) in topic.partitions.iter().flat_map(|one| one.producer_epochs()) {
+                let known = greatest.entry(producer).or_insert(epoch);
+                *known = epoch.max(*known);
+            }
+        }
+        greatest
     }
 
     /// Makes a topic. Blocks; the caller holds [`Topics::changing`] and knows that there is none of

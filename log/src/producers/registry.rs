@@ -7,6 +7,11 @@
 //! first, then the fence, then the answer; and [`Fencing::admit`] holds the fence still while a
 //! batch is put in the log, so none slips through between the look and the append.
 //!
+//! The journal may be older than the partitions: restored from a copy, say. An id or an epoch that
+//! is given again would have a new producer's batches taken for repetitions of the old one's, and
+//! acknowledged without being written. So [`ProducerRegistry::open`] begins above everything that
+//! the partitions have seen.
+//!
 //! Journal entries (see [`journal`](crate::storage::journal)), numbers big-endian:
 //!
 //! | key | value |
@@ -24,7 +29,7 @@ use tokio::sync::Mutex;
 
 use crate::Error;
 use crate::producers::Refusal;
-use crate::storage::journal::{Entries, Journal};
+use crate::storage::journal::{Change, Entries, Journal};
 
 /// Ids reserved at once: most InitProducerIds of plain producers then cost no flush.
 const BLOCK: i64 = 1000;
@@ -109,8 +114,27 @@ impl Fencing {
 }
 
 impl ProducerRegistry {
-    /// A registry over its journal.
-    pub(crate) fn new(journal: Journal) -> Self {
+    /// A registry over its journal, which gives nothing that a partition has `seen`. Blocks.
+    ///
+    /// # Errors
+    /// If the journal is behind and could not take that.
+    pub(crate) fn open(
+        journal: Journal,
+        seen: &HashMap<ProducerId, ProducerEpoch>,
+    ) -> Result<Self, Error> {
+        let changes = journal.read(|entries| missing(entries, seen));
+        if !changes.is_empty() {
+            tracing::warn!(
+                entries = changes.len(),
+                "the partitions know newer producers than producers.journal; it is brought up to \
+                 date"
+            );
+            journal.change_blocking(changes)?;
+        }
+        Ok(Self::new(journal))
+    }
+
+    fn new(journal: Journal) -> Self {
         let fencing = Fencing::default();
         let until = journal.read(|entries| {
             for (producer, epoch) in fences(entries) {
@@ -199,6 +223,26 @@ impl ProducerRegistry {
     }
 }
 
+/// What brings the journal up to the producers that the partitions have seen.
+fn missing(entries: &Entries, seen: &HashMap<ProducerId, ProducerEpoch>) -> Vec<Change> {
+    // Ids are given from 0 on: the greatest ones are somebody's invention, and leave no room.
+    let given = seen.keys().map(|id| id.get()).filter(|id| *id < i64::MAX / 2);
+    let next = given.max().map_or(0, |id| id + 1);
+    let mut changes = Vec::new();
+    if next > next_id(entries) {
+        changes.push((vec![NEXT_ID], Some(Bytes::copy_from_slice(&next.to_be_bytes()))));
+    }
+    for (key, value) in entries.iter().filter(|(key, _)| key.first() == Some(&TRANSACTIONAL)) {
+        if let Some((producer, epoch)) = decode(value)
+            && let Some(seen) = seen.get(&producer)
+            && *seen > epoch
+        {
+            changes.push((key.clone(), Some(encode((producer, *seen)))));
+        }
+    }
+    changes
+}
+
 fn next_id(entries: &Entries) -> i64 {
     entries.get(&vec![NEXT_ID]).and_then(|value| (&value[..]).try_get_i64().ok()).unwrap_or(0)
 }
@@ -242,12 +286,11 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::storage::FileSystem;
-    use crate::storage::testing::own_lock;
+    use crate::storage::testing::shared;
 
     fn open(folder: &Path) -> ProducerRegistry {
         let path = folder.join("producers.journal");
-        ProducerRegistry::new(Journal::open(&path, Arc::new(FileSystem), own_lock()).unwrap())
+        ProducerRegistry::new(Journal::open(&path, &shared()).unwrap())
     }
 
     fn role(name: &str) -> InitRequest {
@@ -284,6 +327,28 @@ mod tests {
             }
             registry.close().unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_journal_that_is_behind_the_partitions_gives_nothing_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let registry = open(folder.path());
+        let (producer, _) = registry.init(role("a")).await.unwrap();
+        registry.close().unwrap();
+        let seen = HashMap::from([
+            (producer, ProducerEpoch::new(7)),
+            (ProducerId::new(5000), ProducerEpoch::new(0)),
+            (ProducerId::new(i64::MAX), ProducerEpoch::new(0)),
+        ]);
+        let path = folder.path().join("producers.journal");
+        let opening = tokio::task::spawn_blocking(move || {
+            ProducerRegistry::open(Journal::open(&path, &shared()).unwrap(), &seen).unwrap()
+        });
+        let registry = opening.await.unwrap();
+        assert!(registry.fencing().admit(producer, ProducerEpoch::new(6)).is_err());
+        assert_eq!(registry.init(role("a")).await.unwrap(), (producer, ProducerEpoch::new(8)));
+        let (next, _) = registry.init(InitRequest::default()).await.unwrap();
+        assert_eq!(next, ProducerId::new(5001));
     }
 
     #[tokio::test]

@@ -117,6 +117,20 @@ impl Journal {
         outcome.await.map_err(|_| Error::Closed)?
     }
 
+    /// As [`Journal::change`], where blocking is allowed.
+    ///
+    /// # Errors
+    /// As [`Journal::change`].
+    pub(crate) fn change_blocking(&self, changes: Vec<Change>) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let requests = lock(&self.requests).clone().ok_or(Error::Closed)?;
+        let (done, outcome) = oneshot::channel();
+        requests.blocking_send(Request { changes, done }).map_err(|_| Error::Closed)?;
+        outcome.blocking_recv().map_err(|_| Error::Closed)?
+    }
+
     /// Finishes what waits and ends the thread. Blocks.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tailwater_kafka::{Offset, PartitionId, RecordBatch, TopicId};
+use tailwater_kafka::{Offset, PartitionId, ProducerEpoch, ProducerId, RecordBatch, TopicId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::Config;
@@ -236,6 +236,12 @@ impl Partition {
     /// If it serves nobody.
     pub(crate) fn epochs(&self) -> Result<EpochHistory, Stopped> {
         self.lock_state().online().map(|online| online.epochs.clone())
+    }
+
+    /// The producers that it remembers, and their epochs; none while it serves nobody.
+    pub(crate) fn producer_epochs(&self) -> Vec<(ProducerId, ProducerEpoch)> {
+        let mut state = self.lock_state();
+        state.online().map_or_else(|_| Vec::new(), |online| online.producers.epochs().collect())
     }
 
     /// Offsets, size in bytes, and why it is stopped if it is.

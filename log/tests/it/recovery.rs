@@ -358,3 +358,38 @@ async fn leader_epochs_rise_after_a_crash_and_not_after_a_stop() {
     assert_eq!(epoch(&log).await, first + 1);
     assert_eq!(read_all(&log, TOPIC).await, [(0, "a".to_owned())]);
 }
+
+#[tokio::test]
+async fn an_older_journal_of_producers_has_nothing_acknowledged_that_is_not_written() {
+    let scratch = Scratch::new().await;
+    create_topic(&scratch.log, TOPIC, &[]).await;
+    let journal = scratch.folder.path().join("producers.journal");
+    init_producer(&scratch.log, Some("role")).await;
+    let older = std::fs::read(&journal).unwrap();
+    let role = init_producer(&scratch.log, Some("role")).await;
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["of role"], role)).await, Ok(0));
+    let folder = scratch.die();
+    std::fs::write(&journal, older).unwrap();
+
+    let log = open(folder.path(), |_| {}).await;
+    let next = init_producer(&log, Some("role")).await;
+    assert!((next.id, next.epoch) > (role.id, role.epoch));
+    assert_eq!(produce(&log, TOPIC, values(&["of the next"], next)).await, Ok(1));
+    let all = read_all(&log, TOPIC).await;
+    assert_eq!(all, [(0, "of role".to_owned()), (1, "of the next".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_node_without_its_journals_is_not_opened() {
+    let folder = three_batches().await.0;
+    for name in ["producers.journal", "groups.journal"] {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(folder.path(), copy.path());
+        std::fs::remove_file(copy.path().join(name)).unwrap();
+        let refused = tailwater_log::Log::open(tailwater_log::Config::new(copy.path())).await;
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains(name) && text.contains("restore"), "{text}");
+        // And nothing was put in its place.
+        assert!(!copy.path().join(name).exists());
+    }
+}
