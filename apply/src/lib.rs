@@ -22,7 +22,7 @@ pub use metrics::{LATENCY_BOUNDS_SECONDS, LatencySnapshot, Metrics, MetricsSnaps
 pub use pipeline::{
     BatchBounds, ChangeLog, Clock, CommandError, Error, Failure, KafkaLog, LogIdentity, LogReader,
     OnExisting, Pipeline, PipelineConfig, PipelineHandle, Route, RouteRule, SchemaSource,
-    SchemaSourceError, State, Status,
+    SchemaSourceError, State, Status, is_loading,
 };
 pub use plan::plan;
 pub use plan_types::{Change, RowImage, Step, Stretch, Table};

@@ -156,6 +156,16 @@ pub trait Target: Send {
         route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
     ) -> Result<(), TargetError>;
 
+    /// Whether the table, as it stands, stays equal under a stream of changes: refuses one that the
+    /// source changes in ways that it does not log and that the target would not repeat. Asked when
+    /// a load is over, and of each table that a session takes up after it.
+    ///
+    /// # Errors
+    /// It would part from the source.
+    async fn follows(&mut self, _schema: &TableSchema, _to: &TableId) -> Result<(), TargetError> {
+        Ok(())
+    }
+
     /// Whether the table has no row.
     ///
     /// # Errors

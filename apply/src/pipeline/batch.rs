@@ -67,6 +67,10 @@ impl Batch {
             || self.since.is_some_and(|since| since.elapsed() >= bounds.time)
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn transactions(&self) -> usize {
         self.transactions
     }

@@ -99,8 +99,9 @@ impl PipelineConfig {
         (self.memory_bytes / 4).max(64 << 10)
     }
 
-    /// Bytes of rows to hold: a quarter, too.
+    /// Bytes of rows to hold for one batch: an eighth, since the next one is assembled while one is
+    /// applied.
     pub(super) fn held_bytes(&self) -> usize {
-        self.batch.bytes.min((self.memory_bytes / 4).max(64 << 10))
+        self.batch.bytes.min((self.memory_bytes / 8).max(64 << 10))
     }
 }

@@ -79,6 +79,7 @@ impl Session<'_> {
     pub(super) async fn end_snapshot(&mut self, mark: Mark) -> Result<(), Error> {
         self.flush().await?;
         self.finish_all().await?;
+        self.all_follow().await?;
         let left = self.left_over().await?;
         self.state.snapshot = None;
         self.state.given_up = None;
@@ -92,7 +93,7 @@ impl Session<'_> {
         self.commit(mark).await?;
         // Finished tables have more keys than the plan was told of.
         self.tables.clear();
-        self.assembler.forget_schemas();
+        self.intake().assembler.forget_schemas();
         tracing::info!(place = %mark.place, "snapshot is complete");
         Ok(())
     }

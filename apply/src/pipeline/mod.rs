@@ -9,7 +9,7 @@
 //! [`run`] owns what outlives a connection: which state the pipeline is in, what happens after an
 //! error, what the operator wants. A session ([`session`]) owns a connection and everything that
 //! dies with it; each of its transactions carries the progress, so dropping it at any await loses
-//! nothing. [`batch`] executes, [`first_load`] answers a snapshot's markers, [`tables`] finds out
+//! nothing. [`intake`] reads ahead meanwhile, [`batch`] executes, [`first_load`] answers a snapshot's markers, [`tables`] finds out
 //! what rows are written to; [`lookout`] sees the snapshot that ends a stop.
 
 mod batch;
@@ -18,6 +18,7 @@ mod config;
 mod error;
 mod first_load;
 mod group;
+mod intake;
 mod log;
 mod lookout;
 mod route;
@@ -35,4 +36,5 @@ pub use log::{ChangeLog, KafkaLog, LogIdentity, LogReader};
 pub use route::{Route, RouteRule};
 pub use run::Pipeline;
 pub use schemas::SchemaSource;
+pub use state::is_loading;
 pub use status::{Failure, State, Status};

@@ -7,17 +7,18 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tailwater_change::{Place, SchemaId};
-use tailwater_kafka::{Offset, RecordBatch};
+use tailwater_kafka::Offset;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::{Batch, Suspect};
 use super::commands::{Command, Order};
 use super::group::Group;
+use super::intake::Intake;
 use super::lookout::{Stand, Superseded};
 use super::schemas::Schemas;
 use super::state::SavedState;
-use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig, State, Status};
+use super::{ChangeLog, Error, LogIdentity, PipelineConfig, State, Status};
 use crate::{
     Assembler, Item, Mark, Metrics, Part, PartBounds, Progress, Resume, Table, Target,
     TargetConnector,
@@ -88,7 +89,8 @@ enum Continuity {
 }
 
 enum Event {
-    Batches(Vec<RecordBatch>),
+    /// More from the log.
+    Read,
     /// Nothing more to be had right now.
     Nothing,
     Command(Command),
@@ -98,14 +100,14 @@ enum Event {
 pub(super) struct Session<'a> {
     pub(super) context: &'a mut Context,
     pub(super) target: Box<dyn Target>,
-    pub(super) assembler: Assembler,
     pub(super) progress: Progress,
     pub(super) state: SavedState,
     pub(super) tables: HashMap<SchemaId, Arc<Table>>,
     pub(super) batch: Batch,
     /// Rows of the transaction that is being streamed into an open transaction of the target.
     pub(super) large: Option<usize>,
-    reader: Box<dyn LogReader>,
+    /// `None` only while it gathers beside the target's work.
+    pub(super) intake: Option<Intake>,
     identity: LogIdentity,
     /// Whom the writer reads that counts where we are.
     server: Option<String>,
@@ -152,6 +154,7 @@ impl<'a> Session<'a> {
             bytes: context.config.held_bytes(),
             row_bytes: context.config.max_row_bytes,
         };
+        let assembler = Assembler::new(start.resume, start.from, bounds);
         let reader = context.log.reader(start.from, context.config.prefetch_bytes());
         let group = Group::new(Arc::clone(&context.log), &context.config.name, start.from);
         tracing::info!(
@@ -161,14 +164,13 @@ impl<'a> Session<'a> {
             "applying"
         );
         let mut session = Self {
-            assembler: Assembler::new(start.resume, start.from, bounds),
+            intake: Some(Intake::new(reader, assembler)),
             target,
             progress,
             state,
             tables: HashMap::new(),
             batch: Batch::default(),
             large: None,
-            reader,
             identity,
             server: start.server,
             continuity: start.continuity,
@@ -192,7 +194,7 @@ impl<'a> Session<'a> {
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<Ending, Error> {
         loop {
-            match self.assembler.next_item() {
+            match self.intake().next_item() {
                 Ok(Some(item)) => {
                     self.look_for_place()?;
                     if self.take(item).await? == Flow::Restart {
@@ -210,12 +212,8 @@ impl<'a> Session<'a> {
                 }
             }
             match self.wait(shutdown, commands).await? {
-                Event::Batches(batches) => {
-                    for batch in batches {
-                        self.assembler.push(batch);
-                    }
-                }
-                Event::Nothing => self.flush().await?,
+                Event::Read => {}
+                Event::Nothing => self.flush_and_gather().await?,
                 Event::Shutdown => {
                     self.rest().await?;
                     return Ok(Ending::Shutdown);
@@ -227,6 +225,26 @@ impl<'a> Session<'a> {
                 }
             }
         }
+    }
+
+    pub(super) fn intake(&mut self) -> &mut Intake {
+        intake(&mut self.intake)
+    }
+
+    /// Applies and commits what the batch holds, and takes the next one ahead while the target
+    /// works. Only where no item is in hand: what is taken ahead comes after it.
+    async fn flush_and_gather(&mut self) -> Result<(), Error> {
+        // Beside one that is larger than the bound there is no room for another.
+        let room = self.context.config.held_bytes();
+        let room = if self.batch.bytes() > room { 0 } else { room };
+        let Some(mut intake) = self.intake.take() else { return self.flush().await };
+        let flushed = tokio::select! {
+            biased;
+            flushed = self.flush() => flushed,
+            never = intake.gather(room) => match never {},
+        };
+        self.intake = Some(intake);
+        flushed
     }
 
     /// Tells the log how far we are, and gives the target back.
@@ -267,13 +285,14 @@ impl<'a> Session<'a> {
         commands: &mut mpsc::Receiver<Command>,
     ) -> Result<Event, Error> {
         // While there is something to do, look but do not wait.
-        let busy = !self.batch.is_empty() || !self.assembler.is_drained();
+        let drained = self.intake().is_drained();
+        let busy = !self.batch.is_empty() || !drained;
         let event = tokio::select! {
             biased;
             () = shutdown.cancelled() => Event::Shutdown,
             Some(command) = commands.recv() => Event::Command(command),
-            batches = self.reader.next(), if self.assembler.is_drained() => match batches {
-                Ok(batches) => Event::Batches(batches),
+            read = self.intake().read(), if drained => match read {
+                Ok(()) => Event::Read,
                 Err(error) => return self.reader_failed(error).await,
             },
             () = std::future::ready(()) => Event::Nothing,
@@ -288,8 +307,8 @@ impl<'a> Session<'a> {
                 biased;
                 () = shutdown.cancelled() => Event::Shutdown,
                 Some(command) = commands.recv() => Event::Command(command),
-                batches = self.reader.next() => match batches {
-                    Ok(batches) => Event::Batches(batches),
+                read = intake(&mut self.intake).read() => match read {
+                    Ok(()) => Event::Read,
                     Err(error) => return self.reader_failed(error).await,
                 },
                 () = self.group.tick() => continue,
@@ -371,7 +390,7 @@ impl<'a> Session<'a> {
         if part.snapshot || (part.first && part.end && self.large.is_none()) {
             self.batch.add(part);
             if self.is_batch_full() {
-                self.flush().await?;
+                self.flush_and_gather().await?;
             }
             return Ok(());
         }
@@ -417,7 +436,7 @@ impl<'a> Session<'a> {
     /// In a log that is read for the first time: whether what is applied has been met, as a place
     /// of the same server.
     fn look_for_place(&mut self) -> Result<(), Error> {
-        if self.continuity == Continuity::Certain || !self.assembler.has_met_applied() {
+        if self.continuity == Continuity::Certain || !self.intake().assembler.has_met_applied() {
             return Ok(());
         }
         if let Some(known) = &self.state.source
@@ -438,10 +457,11 @@ impl<'a> Session<'a> {
     /// At the log's end. A log that names no place yet may still begin a snapshot, or be on its
     /// way here.
     fn check_place_was_found(&self) -> Result<(), Error> {
-        if self.continuity == Continuity::Certain || !self.reader.is_at_end() {
+        let Some(intake) = &self.intake else { return Ok(()) };
+        if self.continuity == Continuity::Certain || !intake.reader.is_at_end() {
             return Ok(());
         }
-        match self.assembler.last_met() {
+        match intake.assembler.last_met() {
             Some(last) => Err(Error::NotInLog { applied: self.progress.place, last }),
             None => Ok(()),
         }
@@ -523,12 +543,16 @@ impl<'a> Session<'a> {
 
     fn show_caught_up(&self) {
         let caught_up = self.continuity == Continuity::Certain
-            && self.reader.is_at_end()
-            && self.assembler.unfinished().is_none();
+            && self.intake.as_ref().is_some_and(Intake::is_at_end);
         self.context.status.send_if_modified(|status| {
             std::mem::replace(&mut status.caught_up, caught_up) != caught_up
         });
     }
+}
+
+/// The intake of a session that is not flushing.
+fn intake(intake: &mut Option<Intake>) -> &mut Intake {
+    intake.as_mut().expect("it is away only while the session flushes beside it")
 }
 
 impl Trial {

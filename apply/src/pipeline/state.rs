@@ -51,6 +51,14 @@ pub(super) struct SavedTable {
     pub(super) loading: bool,
 }
 
+/// Whether a progress row's `state` says that this table is still being loaded: what it lacks of
+/// indexes and foreign keys is made at the end.
+#[must_use]
+pub fn is_loading(state: &str, table: &TableId) -> bool {
+    serde_json::from_str::<SavedState>(state)
+        .is_ok_and(|state| state.table(table).is_some_and(|it| it.loading || it.unfinished))
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
 fn is_false(value: &bool) -> bool {
     !value

@@ -23,7 +23,7 @@ impl Session<'_> {
                 },
             },
         };
-        self.assembler.learn(id, usage);
+        self.intake().assembler.learn(id, usage);
         Ok(Flow::On)
     }
 
@@ -40,6 +40,10 @@ impl Session<'_> {
         }
         if let Some(target) = self.target.describe(schema, to).await? {
             self.adopt(id, to).await?;
+            // Before a load is over, what the table lacks is still ours to make.
+            if self.state.snapshot.is_none() {
+                self.target.follows(schema, to).await?;
+            }
             return Ok(Some(self.remember(id, schema, target)));
         }
         let large = self.large.is_some();
@@ -47,6 +51,7 @@ impl Session<'_> {
         self.flush().await?;
         self.make(id, schema, to).await?;
         self.finish(schema, to).await?;
+        self.target.follows(schema, to).await?;
         self.state.table_mut(to, id).unfinished = false;
         if large {
             self.save().await?;
@@ -134,6 +139,18 @@ impl Session<'_> {
         }
         for entry in &mut self.state.tables {
             entry.unfinished = false;
+        }
+        Ok(())
+    }
+
+    /// The load is over: what its tables still lack, nobody makes any more.
+    pub(super) async fn all_follow(&mut self) -> Result<(), Error> {
+        let loaded = self.state.tables.iter().filter(|entry| !entry.void);
+        let loaded: Vec<_> = loaded.map(|entry| (entry.schema, entry.table.clone())).collect();
+        for (id, to) in loaded {
+            if let Meaning::Table(schema) = self.context.schemas.get(id).await? {
+                self.target.follows(&schema, &to).await?;
+            }
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use tailwater_change::{
 use super::collation;
 use super::mapping::{Abilities, Usage, exact_collation, mapping};
 use super::session::{Session, refused};
-use super::table::on;
+use super::table::{on, same_names};
 use crate::catalog::{self, CatalogTable};
 use crate::connect::{quote_name, quote_table};
 
@@ -103,10 +103,13 @@ impl Session {
         let name = source.is_like(Dialect::Mysql).then_some(key.name.as_str());
         let add = |name| foreign_key_sql(to, key, name, referenced);
         let result = match self.execute(&add(name)).await {
-            // The name is taken: MySQL says so, MariaDB in errno 121 of a failed creation.
+            // The name is taken: MySQL says so, MariaDB in errno 121 of a failed creation, or that
+            // its system tables do not take it.
             Err(failure)
                 if name.is_some()
-                    && failure.data().is_some_and(|it| matches!(it.code, 1826 | 1005 | 121)) =>
+                    && failure
+                        .data()
+                        .is_some_and(|it| matches!(it.code, 1826 | 1005 | 121 | 1823)) =>
             {
                 self.execute(&add(None)).await
             }
@@ -377,9 +380,9 @@ fn own_index(schema: &TableSchema, index: &Index) -> Result<String, &'static str
 
 fn has_foreign_key(found: &CatalogTable, key: &ForeignKey, referenced: &TableId) -> bool {
     found.foreign_keys.iter().any(|it| {
-        it.columns == key.columns
+        same_names(&it.columns, &key.columns)
             && it.referenced == *referenced
-            && it.referenced_columns == key.referenced_columns
+            && same_names(&it.referenced_columns, &key.referenced_columns)
     })
 }
 

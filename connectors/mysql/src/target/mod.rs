@@ -102,19 +102,27 @@ impl TargetConnector for Connector {
     }
 
     async fn check_table(&self, schema: &TableSchema, to: &TableId) -> Vec<Problem> {
-        let looked = match self.open().await {
-            Ok(mut session) => match session.look(schema, to).await {
-                Ok(Some(looked)) => looked,
-                Ok(None) => return create::creation_problems(schema, to, &session.abilities),
-                Err(failure) => {
-                    let error = failure.into_target(&on("describe", to));
-                    return vec![problem_of(error, "repair the server and check again")];
-                }
-            },
+        let mut session = match self.open().await {
+            Ok(session) => session,
             Err(error) => return vec![problem_of(error, "make sure that the target is up")],
         };
-        let mut problems = missing_cascades(schema, &looked.catalog);
-        problems.extend(looked.shape.err().unwrap_or_default());
+        let looked = match session.look(schema, to).await {
+            Ok(Some(looked)) => looked,
+            Ok(None) => return create::creation_problems(schema, to, &session.abilities),
+            Err(failure) => {
+                let error = failure.into_target(&on("describe", to));
+                return vec![problem_of(error, "repair the server and check again")];
+            }
+        };
+        let mut problems = looked.shape.err().unwrap_or_default();
+        let missing = missing_cascades(schema, &looked.catalog);
+        if !missing.is_empty() {
+            match session.is_loading(to).await {
+                Ok(true) => {}
+                Ok(false) => problems.extend(missing),
+                Err(error) => problems.push(problem_of(error, "repair the server and check again")),
+            }
+        }
         problems
     }
 
@@ -261,6 +269,18 @@ impl Target for Session {
         route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
     ) -> Result<(), TargetError> {
         self.finish(schema, to, route).await
+    }
+
+    async fn follows(&mut self, schema: &TableSchema, to: &TableId) -> Result<(), TargetError> {
+        if !schema.hides_cascades || !schema.foreign_keys.iter().any(table::changes_rows) {
+            return Ok(());
+        }
+        let found = crate::catalog::table(&mut self.conn, self.server, to).await;
+        let found = found.map_err(|error| {
+            failure::Failure::of(error).into_target(&on("read the foreign keys of", to))
+        })?;
+        let missing = found.map(|found| missing_cascades(schema, &found)).unwrap_or_default();
+        if missing.is_empty() { Ok(()) } else { Err(refused(&missing)) }
     }
 
     async fn is_empty(&mut self, to: &TableId) -> Result<bool, TargetError> {

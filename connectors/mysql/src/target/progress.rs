@@ -11,7 +11,7 @@
 use mysql_async::prelude::Queryable;
 use mysql_async::{Error, Row};
 use tailwater_apply::{Progress, TargetError};
-use tailwater_change::{Commit, Epoch, Ordinal, Place, Problem};
+use tailwater_change::{Commit, Epoch, Ordinal, Place, Problem, TableId};
 
 use super::failure::{Failure, Spoken, sanitized};
 use super::session::Session;
@@ -102,6 +102,15 @@ impl Session {
             .await
             .map_err(|error| Failure::of(error).into_target("read the progress"))?;
         row.map(|row| progress_of(row).ok_or_else(unreadable)).transpose()
+    }
+
+    /// Whether a pipeline still loads the table.
+    pub(super) async fn is_loading(&mut self, to: &TableId) -> Result<bool, TargetError> {
+        self.ensure_progress().await?;
+        let states: Result<Vec<String>, _> =
+            self.conn.query("SELECT `state` FROM `tailwater`.`progress`").await;
+        let states = states.map_err(|error| Failure::of(error).into_target("read the progress"))?;
+        Ok(states.iter().any(|state| tailwater_apply::is_loading(state, to)))
     }
 
     /// Raises the fence, making the row where there is none; see

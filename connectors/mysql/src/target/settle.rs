@@ -34,6 +34,8 @@ impl Session {
         let taken =
             || conflict(&shape, change, &format!("another row has its value of unique key {key}"));
         let members = members(&shape, changes, at).ok_or_else(taken)?;
+        // What more the transaction changes comes in a later part, when these rows are in.
+        let cut = changes.last().is_some_and(|last| last.place.same_transaction(&change.place));
         let together: Vec<&Change> = members.iter().map(|at| &changes[*at]).collect();
         let there = self.identities_there(&shape, &together).await?;
         let net = Net::of(&shape, &together, &there)?.ok_or_else(taken)?;
@@ -59,7 +61,8 @@ impl Session {
                 after: Some(row.clone()),
                 ..change.clone()
             };
-            let met = self.insert_or_equalise(&shape, &insert).await?;
+            let met = self.insert_or_equalise(&shape, &insert).await;
+            let met = met.map_err(|error| if cut { of_parts(error) } else { error })?;
             if met > 0 {
                 require(policy, &shape, &insert, "the row is already there")?;
             }
@@ -86,6 +89,22 @@ impl Session {
             }
         }
         Ok(there)
+    }
+}
+
+/// A transaction of more changes than go in one part may have moved the value by its end, and then
+/// no repair of a row helps.
+fn of_parts(error: TargetError) -> TargetError {
+    match error {
+        TargetError::Conflict { table, detail } => TargetError::Conflict {
+            table,
+            detail: format!(
+                "{detail}; if that row changes later in the same transaction, which is too large to \
+                 be taken at once: drop the unique key on the target, `tailwater resume`, and create \
+                 it again"
+            ),
+        },
+        other => other,
     }
 }
 

@@ -312,6 +312,10 @@ fn same_name(one: &str, other: &str) -> bool {
     one.eq_ignore_ascii_case(other)
 }
 
+pub(super) fn same_names(one: &[String], other: &[String]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same_name(one, other))
+}
+
 fn identity_indexes(
     schema: &TableSchema,
     catalog: &CatalogTable,
@@ -444,8 +448,8 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
     }
     let has = |wanted: &tailwater_change::ForeignKey| {
         catalog.foreign_keys.iter().any(|key| {
-            key.columns == wanted.columns
-                && key.referenced_columns == wanted.referenced_columns
+            same_names(&key.columns, &wanted.columns)
+                && same_names(&key.referenced_columns, &wanted.referenced_columns)
                 && same_effect(key.on_delete, wanted.on_delete)
                 && same_effect(key.on_update, wanted.on_update)
         })

@@ -111,6 +111,58 @@ async fn a_key_that_tells_fewer_texts_apart_than_the_source_is_refused() {
     .await;
 }
 
+/// The keys that are made at the end of a load are taken for what they are; where one cannot be
+/// made, as the parent is not captured, the tables would part without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_cascades_are_there_when_the_load_is_over_or_it_is_refused() {
+    on_every_flavor(async |mut bench| {
+        let mut schema = bench.schema("t", vec![int("id", 1), int("p", 2)]);
+        schema.hides_cascades = true;
+        schema.foreign_keys = vec![foreign_key(&bench, "to_p", "p")];
+        // What a key has that says nothing of updates, in the words of either server.
+        for (nth, action) in
+            [ReferentialAction::Restrict, ReferentialAction::NoAction].into_iter().enumerate()
+        {
+            let names = [format!("t{nth}"), format!("p{nth}")];
+            schema.table = bench.id(&names[0]);
+            schema.foreign_keys[0].referenced = bench.id(&names[1]);
+            schema.foreign_keys[0].on_update = action;
+            let parent = bench.schema(&names[1], vec![int("id", 1)]);
+            bench.target.create_table(&parent, &parent.table).await.unwrap();
+            bench.target.create_table(&schema, &schema.table).await.unwrap();
+            let table = bench.table(schema.clone()).await;
+            let row = vec![insert(&table, &[Value::Int(1), Value::Null])];
+            bench.applied(inserts(&table, row)).await;
+            let to = schema.table.clone();
+            let none = |_: &tailwater_change::TableId| None;
+            bench.target.finish_table(&schema, &to, &none).await.unwrap();
+            let error = bench.target.follows(&schema, &to).await.unwrap_err();
+            assert!(error.to_string().contains("to_p"), "{error}");
+            // `check` says so too, but not of a table that is being loaded.
+            assert_eq!(bench.connector.check_table(&schema, &to).await.len(), 1);
+            bench.progress.state = format!(
+                "{{\"tables\":[{{\"table\":{},\"schema\":1,\"loading\":true}}]}}",
+                json(&to)
+            );
+            bench.target.begin().await.unwrap();
+            bench.target.commit(&bench.progress).await.unwrap();
+            assert_eq!(bench.connector.check_table(&schema, &to).await, []);
+            bench.progress.state = "{}".into();
+            bench.target.begin().await.unwrap();
+            bench.target.commit(&bench.progress).await.unwrap();
+            let all = |table: &tailwater_change::TableId| Some(table.clone());
+            bench.target.finish_table(&schema, &to, &all).await.unwrap();
+            bench.target.follows(&schema, &to).await.unwrap();
+            assert_eq!(bench.connector.check_table(&schema, &to).await, []);
+        }
+    })
+    .await;
+}
+
+fn json(table: &tailwater_change::TableId) -> String {
+    serde_json::to_string(table).unwrap()
+}
+
 fn foreign_key(bench: &Bench, name: &str, referenced: &str) -> ForeignKey {
     ForeignKey {
         name: name.into(),

@@ -32,6 +32,10 @@ pub(crate) struct Recording {
 
 impl Recording {
     fn decoder(&self) -> Decoder {
+        self.decoder_after(Delivered { through: Commit::ZERO, again: true })
+    }
+
+    fn decoder_after(&self, delivered: Delivered) -> Decoder {
         let filter = Filter::new(&self.patterns, &[], None).unwrap();
         let collations: Collations = self.collations.clone().into_iter().collect();
         let mut tables = Tables::new(filter, collations);
@@ -39,7 +43,6 @@ impl Recording {
             tables.add(Arc::new(schema.clone()), true);
         }
         let from = Commit::binlog(self.file, self.position);
-        let delivered = Delivered { through: Commit::ZERO, again: true };
         Decoder::new(self.dialect, self.base.clone(), from, delivered, tables)
     }
 }
@@ -141,6 +144,84 @@ fn a_wrong_byte_never_goes_unnoticed() {
                 decoder.event(event, &mut changes).unwrap();
             }
             assert!(decoder.event(&wrong.into(), &mut changes).is_err(), "{index} {at}");
+        }
+    }
+}
+
+fn sum(event: &[u8]) -> [u8; 4] {
+    let mut crc = flate2::Crc::new();
+    crc.update(event);
+    crc.sum().to_le_bytes()
+}
+
+/// The event as it would be further down the file: a header holds 32 bits of its position.
+fn moved_by(event: &Bytes, from: u64, distance: u64) -> Bytes {
+    let mut event = event.to_vec();
+    let end = event.len() - 4;
+    let summed = sum(&event[..end]) == event[end..];
+    let next = u32::from_le_bytes(event[13..17].try_into().unwrap());
+    if next != 0 {
+        let [a, b, c, d, ..] = distance.to_le_bytes();
+        let next = next.wrapping_add(u32::from_le_bytes([a, b, c, d]));
+        event[13..17].copy_from_slice(&next.to_le_bytes());
+    } else if event[4] == super::kind::ROTATE && event[19..27] == from.to_le_bytes() {
+        event[19..27].copy_from_slice(&(from + distance).to_le_bytes());
+    }
+    if summed {
+        let sum = sum(&event[..end]);
+        event[end..].copy_from_slice(&sum);
+    }
+    event.into()
+}
+
+/// Where the transactions begin that a decoder gives.
+fn commits(mut decoder: Decoder, events: &[Bytes]) -> Vec<u64> {
+    let (mut commits, mut changes) = (Vec::new(), Changes::new());
+    let mut take = |changes: &mut Changes| {
+        for event in changes.events() {
+            if let Event::Begin { commit, .. } = event {
+                commits.push(commit.position());
+            }
+        }
+        changes.clear();
+    };
+    for event in events {
+        let mut more = decoder.event(event, &mut changes).unwrap();
+        take(&mut changes);
+        while more {
+            more = decoder.more(&mut changes, 100).unwrap();
+            take(&mut changes);
+        }
+    }
+    commits
+}
+
+/// Silent loss 14: the header's position begins again at 0 there.
+#[test]
+fn positions_go_on_beyond_what_a_header_holds() {
+    for name in RECORDINGS {
+        let (mut recording, mut events) = load(name);
+        // The next file begins at its own start again.
+        let rotates = |event: &Bytes| event[4] == super::kind::ROTATE;
+        let end = events.iter().skip(1).position(rotates).map_or(events.len(), |at| at + 1);
+        events.truncate(end);
+        let here = commits(recording.decoder(), &events);
+        // The first event begins below 4 GiB, and all the others above.
+        let from = recording.position;
+        let distance = (1 << 32) - 1 - from;
+        recording.position += distance;
+        let events: Vec<Bytes> =
+            events.iter().map(|event| moved_by(event, from, distance)).collect();
+        let there: Vec<u64> = here.iter().map(|position| position + distance).collect();
+        assert_eq!(commits(recording.decoder(), &events), there, "{name}");
+        assert!(there.is_sorted(), "{name}: {there:?}");
+        // Resuming at each of them, the file is read from its start and what is held passed over.
+        for (at, &position) in there.iter().enumerate() {
+            let through = Commit::binlog(recording.file, position);
+            for (again, first) in [(true, at), (false, at + 1)] {
+                let decoder = recording.decoder_after(Delivered { through, again });
+                assert_eq!(commits(decoder, &events), there[first..], "{name} {at}");
+            }
         }
     }
 }

@@ -1,0 +1,107 @@
+//! From the log to the session: read, assembled, and taken ahead while the target works.
+//!
+//! The server takes its time for a batch, above all for the flush of its commit. The next one is
+//! read and assembled meanwhile, up to a bound, and only as far as it is plain: whole transactions
+//! one after the other, or rows of a snapshot. What asks for a decision stays where it is until its turn has come.
+
+use std::collections::VecDeque;
+
+use super::{Error, LogReader};
+use crate::{AssembleError, Assembler, Item};
+
+/// Bytes of rows after which the target's work is looked after: it must not wait for us.
+const STRIDE_BYTES: usize = 256 << 10;
+
+/// What is read and not yet applied.
+pub(super) struct Intake {
+    pub(super) reader: Box<dyn LogReader>,
+    pub(super) assembler: Assembler,
+    /// Items that were taken ahead.
+    ahead: VecDeque<Item>,
+    ahead_bytes: usize,
+    /// Nothing may be taken behind the last of them.
+    halted: bool,
+    failed: Option<Failed>,
+}
+
+/// What ended taking ahead: it is said in its turn.
+enum Failed {
+    Assemble(AssembleError),
+    Read(Error),
+}
+
+impl Intake {
+    pub(super) fn new(reader: Box<dyn LogReader>, assembler: Assembler) -> Self {
+        let ahead = VecDeque::new();
+        Self { reader, assembler, ahead, ahead_bytes: 0, halted: false, failed: None }
+    }
+
+    /// The next item; `None`: more has to be read.
+    pub(super) fn next_item(&mut self) -> Result<Option<Item>, AssembleError> {
+        if let Some(item) = self.ahead.pop_front() {
+            return Ok(Some(item));
+        }
+        (self.ahead_bytes, self.halted) = (0, false);
+        match self.failed.take() {
+            Some(Failed::Assemble(error)) => Err(error),
+            failed => {
+                self.failed = failed;
+                self.assembler.next_item()
+            }
+        }
+    }
+
+    /// Whether everything that was read has been given.
+    pub(super) fn is_drained(&self) -> bool {
+        self.ahead.is_empty()
+            && !matches!(self.failed, Some(Failed::Assemble(_)))
+            && self.assembler.is_drained()
+    }
+
+    /// Whether everything that was readable at the last look has been given, to the last row of its
+    /// last transaction.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.is_drained() && self.reader.is_at_end() && self.assembler.unfinished().is_none()
+    }
+
+    /// Reads more; waits while there is none. Cancel-safe.
+    pub(super) async fn read(&mut self) -> Result<(), Error> {
+        if let Some(Failed::Read(error)) = self.failed.take_if(|it| matches!(it, Failed::Read(_))) {
+            return Err(error);
+        }
+        for batch in self.reader.next().await? {
+            self.assembler.push(batch);
+        }
+        Ok(())
+    }
+
+    /// Takes ahead, about as much as `bytes` of rows. Does not end; cancel-safe.
+    pub(super) async fn gather(&mut self, bytes: usize) -> std::convert::Infallible {
+        let mut told = self.ahead_bytes;
+        while !self.halted && self.failed.is_none() && self.ahead_bytes < bytes {
+            match self.assembler.next_item() {
+                Ok(Some(item)) => self.put(item),
+                Ok(None) => {
+                    if let Err(error) = self.read().await {
+                        self.failed = Some(Failed::Read(error));
+                    }
+                }
+                Err(error) => self.failed = Some(Failed::Assemble(error)),
+            }
+            if self.ahead_bytes - told >= STRIDE_BYTES {
+                told = self.ahead_bytes;
+                tokio::task::yield_now().await;
+            }
+        }
+        std::future::pending().await
+    }
+
+    fn put(&mut self, item: Item) {
+        match &item {
+            Item::Part(part) if part.snapshot || (part.first && part.end) => self.ahead_bytes += part.bytes,
+            Item::Idle(_) => {}
+            _ => self.halted = true,
+        }
+        self.ahead.push_back(item);
+    }
+}
