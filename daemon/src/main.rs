@@ -13,6 +13,7 @@ mod check;
 mod cli;
 mod config;
 mod connectors;
+mod limits;
 mod memory;
 mod metrics;
 mod remote;

@@ -25,7 +25,7 @@ use crate::app::{App, PipelineRole, SourceRole};
 use crate::config::{
     Config, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
 };
-use crate::{admin, connectors, schema_api};
+use crate::{admin, connectors, limits, schema_api};
 
 /// How long each phase of the shutdown may take.
 const PHASE_DEADLINE: Duration = Duration::from_secs(20);
@@ -171,6 +171,7 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
         None => None,
     };
     let (advertised_host, advertised_port) = advertised(section)?;
+    let bytes = limits::log_bytes(config.memory_limit.in_memory());
     let log = Log::open(tailwater_log::Config {
         node_id: BrokerId::new(section.node_id),
         advertised_host,
@@ -182,8 +183,10 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
         },
         retention: Some(section.retention.get()),
         retention_limit: Some(section.retention_limit.bytes()),
-        pending_bytes: (config.memory_limit.in_memory() / 8).max(4 << 20),
-        tail_bytes: (config.memory_limit.in_memory() / 8).max(4 << 20),
+        pending_bytes: bytes,
+        tail_bytes: bytes,
+        request_bytes: bytes,
+        max_connections: limits::connections(limits::raise_open_files()),
         ..tailwater_log::Config::new(data_dir.clone())
     })
     .await
