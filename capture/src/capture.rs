@@ -11,6 +11,7 @@
 //! Every way back leads through a take-over, also from oneself: there is one path by which a
 //! position is found, and it is the one that a crash takes.
 
+use std::convert::Infallible;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,14 +26,17 @@ use crate::config::{Config, SnapshotMode};
 use crate::error::{Error, log};
 use crate::session::{Session, Why};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
-use crate::status::{CaptureHandle, CaptureState, ResyncOrder, Resyncs};
+use crate::status::{CaptureHandle, CaptureState, CaptureStatus, ResyncOrder, Resyncs};
 use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
-use crate::{Resume, ServerIdentity, SourceConnector, SourceError, SourceState};
+use crate::{Resume, ServerIdentity, SourceConnector, SourceError, SourceLock, SourceState};
 
 /// How often a standby looks whether its turn has come.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the source is asked where it is: often enough for a person who looks at the lag, and
+/// nothing to the source.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first and the longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -162,7 +166,35 @@ impl Capture {
         if self.handle.status().state != CaptureState::Standby {
             self.handle.set(CaptureState::Starting, self.handle.status().error);
         }
-        let Some(_lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
+        let Some(mut lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
+        tokio::select! {
+            ended = self.locked(shutdown) => ended,
+            never = self.measure(&mut lock) => match never {},
+        }
+    }
+
+    /// Asks the source, again and again, how far the log is behind it.
+    async fn measure(&self, lock: &mut SourceLock) -> Infallible {
+        let mut status = self.handle.watch();
+        loop {
+            let streams = |status: &CaptureStatus| {
+                status.state == CaptureState::Streaming && status.covered().is_some()
+            };
+            let covered = status.wait_for(streams).await.map(|status| status.covered());
+            // The other end is ours as well.
+            let Ok(Some(covered)) = covered else { return std::future::pending().await };
+            let asked_at_ms = (self.config.clock)();
+            let lag_bytes = lock.lag_bytes(covered).await.unwrap_or_else(|error| {
+                tracing::debug!(source = self.config.source, %error, "the lag is not known");
+                None
+            });
+            self.handle.measured(lag_bytes, asked_at_ms);
+            tokio::time::sleep(MEASURE_INTERVAL).await;
+        }
+    }
+
+    /// As the one who captures the source.
+    async fn locked(&self, shutdown: &CancellationToken) -> Result<Why, Error> {
         let server = self.connector.server().await?;
         let order = self.handle.resync_order();
         let (config, client, registry) = (&self.config, &self.client, &self.registry);

@@ -25,7 +25,7 @@ pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
 pub use source::{
-    Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
+    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
 };
 pub use status::{CaptureHandle, CaptureState, CaptureStatus, ResyncError};
 pub use tail::TailError;

@@ -204,9 +204,18 @@ impl<'a> Session<'a> {
         }
         if let Some(through) = written.idle_through {
             self.idle.known = Some(through);
+        }
+        self.show_seen();
+        Ok(())
+    }
+
+    /// What the source said of its idleness counts once the log has what came before.
+    fn show_seen(&self) {
+        if let Some(through) = self.idle.known
+            && self.writer.is_settled()
+        {
             self.handle.seen(through);
         }
-        Ok(())
     }
 
     /// Tells the source what the log has acknowledged.
@@ -222,6 +231,7 @@ impl<'a> Session<'a> {
         let Some((commit, transactions)) = self.writer.confirmed(below) else { return Ok(()) };
         self.confirmed = self.confirmed.max(commit);
         self.handle.confirmed(Place::end_of(epoch, commit), transactions);
+        self.show_seen();
         stream.confirm(commit).await?;
         Ok(())
     }

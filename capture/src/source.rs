@@ -46,18 +46,41 @@ pub struct Resume {
 
 /// Being the one that captures a source: ends when it is dropped, or with the session behind it.
 /// It keeps two captures from fencing each other in turn; the log's fence is the safety behind it.
-pub struct SourceLock(Box<dyn std::any::Any + Send>);
+#[derive(Debug)]
+pub struct SourceLock(Box<dyn LockSession>);
 
 impl SourceLock {
-    /// The lock is held as long as `guard` lives.
-    pub fn new(guard: impl std::any::Any + Send) -> Self {
-        Self(Box::new(guard))
+    /// The lock is held as long as `session` lives.
+    pub fn new(session: impl LockSession + 'static) -> Self {
+        Self(Box::new(session))
+    }
+
+    /// As [`LockSession::lag_bytes`].
+    ///
+    /// # Errors
+    /// Cannot be asked now.
+    pub async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
+        self.0.lag_bytes(after).await
     }
 }
 
-impl std::fmt::Debug for SourceLock {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SourceLock({:?})", self.0.type_id())
+/// The session that holds a source's lock. It has nothing else to do, so it is asked how far the
+/// source is: on a connection of its own, the answer does not wait behind what is to be read.
+#[async_trait]
+pub trait LockSession: Send + std::fmt::Debug {
+    /// Bytes of the source's own log behind `after`, durable there; 0: there is nothing that a
+    /// stream after it would still deliver. `None`: it cannot be said.
+    ///
+    /// # Errors
+    /// Cannot be asked now.
+    async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError>;
+}
+
+/// A source that no other process could read needs no lock.
+#[async_trait]
+impl LockSession for () {
+    async fn lag_bytes(&mut self, _after: Commit) -> Result<Option<u64>, SourceError> {
+        Ok(None)
     }
 }
 

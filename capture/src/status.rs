@@ -18,10 +18,23 @@ pub struct CaptureStatus {
     pub epoch: Option<Epoch>,
     /// The newest place of which the log holds everything up to it.
     pub place: Option<Place>,
-    /// The newest commit position that the source has told of.
+    /// The source has told that it has nothing for us up to here, besides what the log holds.
     pub seen: Option<Commit>,
+    /// Bytes of the source's own log, as it says itself, that ours does not cover: asked every
+    /// second while streaming. `None`: not known now.
+    pub lag_bytes: Option<u64>,
+    /// When there were none the last time: wall-clock milliseconds since 1970.
+    pub current_at_ms: Option<i64>,
     /// Why it is retrying or stopped.
     pub error: Option<String>,
+}
+
+impl CaptureStatus {
+    /// The log has everything of the source up to here; of no use to who reads another epoch.
+    pub fn covered(&self) -> Option<Commit> {
+        let place = self.place.filter(|place| Some(place.epoch) == self.epoch);
+        place.map(|place| place.commit).max(self.seen)
+    }
 }
 
 /// Why a resync has not begun; nothing has happened then.
@@ -168,6 +181,9 @@ impl CaptureHandle {
         self.inner.status.send_modify(|status| {
             status.state = state;
             status.error = error;
+            if state != CaptureState::Streaming {
+                status.lag_bytes = None;
+            }
         });
     }
 
@@ -186,13 +202,28 @@ impl CaptureHandle {
         });
     }
 
+    /// The source said at `at_ms` how far the log is behind it.
+    pub(crate) fn measured(&self, lag_bytes: Option<u64>, at_ms: i64) {
+        self.inner.status.send_modify(|status| {
+            let streams = status.state == CaptureState::Streaming;
+            status.lag_bytes = lag_bytes.filter(|_| streams);
+            if status.lag_bytes == Some(0) {
+                status.current_at_ms = Some(at_ms);
+            }
+        });
+    }
+
     pub(crate) fn add_rows(&self, rows: u64) {
         self.inner.rows.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// The log says that this epoch is being written.
     pub(crate) fn writes(&self, epoch: Epoch) {
-        self.inner.status.send_modify(|status| status.epoch = Some(epoch));
+        self.inner.status.send_modify(|status| {
+            if status.epoch != Some(epoch) {
+                (status.epoch, status.seen) = (Some(epoch), None);
+            }
+        });
     }
 
     pub(crate) fn resyncs(&self) -> watch::Receiver<Resyncs> {

@@ -201,6 +201,11 @@ impl Writer {
         newest.map(|commit| (commit, count))
     }
 
+    /// Whether the log has acknowledged all that was given to this writer, and it was whole.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.open.is_none() && !self.pending.there && self.awaiting.is_empty()
+    }
+
     async fn bind(&mut self, slot: TableSlot, schema: &Arc<TableSchema>) -> Result<(), Error> {
         let table = &schema.table;
         let broken = |source| Error::Schema { table: table.clone(), source };

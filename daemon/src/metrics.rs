@@ -14,7 +14,7 @@ use prometheus_client::registry::Registry;
 
 use tailwater_apply::LATENCY_BOUNDS_SECONDS;
 
-use crate::admin::{lag_bytes, lag_seconds};
+use crate::admin::lag_seconds;
 use crate::app::App;
 
 /// The page.
@@ -57,11 +57,9 @@ impl Roles {
         )?;
         page.gauges(
             "tailwater_capture_lag_bytes",
-            "Bytes of the source's log that the source has told of and our log does not hold",
+            "Bytes of the source's own log that ours does not cover, as the source says every second",
             sources().filter_map(|(labels, role)| {
-                let status = role.handle.status();
-                let lag = lag_bytes(status.place.map(|place| place.commit), status.seen)?;
-                Some((labels, float(lag)))
+                Some((labels, float(role.handle.status().lag_bytes?)))
             }),
         )?;
         page.gauges(
@@ -96,9 +94,9 @@ impl Roles {
         let now_ms = (self.0.clock)();
         page.gauges(
             "tailwater_apply_lag_seconds",
-            "Age of the newest applied transaction; 0 when caught up",
+            "Age of what the target has; 0 while it has all that the source has",
             pipelines().filter_map(|(labels, role)| {
-                Some((labels, lag_seconds(&role.handle, false, now_ms)?))
+                Some((labels, lag_seconds(role, self.0.sources.get(&role.source), now_ms)?))
             }),
         )?;
         page.gauges(

@@ -37,7 +37,7 @@ use crate::tail::Tail;
 use crate::wait::{Waited, wait};
 use crate::{metrics, verify};
 
-pub(crate) use status::{Status, lag_bytes, lag_seconds, status};
+pub(crate) use status::{Status, lag_seconds, status};
 
 /// Serves until `shutdown`.
 ///

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
+    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
     TableReader,
 };
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
@@ -411,19 +411,39 @@ impl SourceConnector for PostgresSource {
     }
 }
 
-/// Where messages of ours are not allowed: the end of the WAL. A page's header counts into it
-/// before anything is on the page, and the stream would not pass it: then the page's start.
-async fn current_without_mark(source: &PostgresSource) -> Result<Commit, SourceError> {
+/// The last position below the end of the WAL. A page's header counts into it before anything is
+/// on the page, and the stream would not pass it: then the page's start.
+fn below_end(end: i64) -> Commit {
     const PAGE_BYTES: u64 = 8 << 10;
     const LONGEST_HEADER: u64 = 40;
+    let end = u64::try_from(end).unwrap_or_default();
+    let into_page = end % PAGE_BYTES;
+    let end = if into_page <= LONGEST_HEADER { end - into_page } else { end };
+    Commit::lsn(end.saturating_sub(1))
+}
+
+#[async_trait]
+impl LockSession for Session {
+    async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
+        let end = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() \
+                        THEN pg_catalog.pg_last_wal_replay_lsn() \
+                        ELSE pg_catalog.pg_current_wal_flush_lsn() END - '0/0')::int8";
+        let row = self
+            .query_one(end, &[])
+            .await
+            .map_err(|error| source_error("asking for the end of the WAL", error))?;
+        let end = below_end(row.get::<_, i64>(0));
+        Ok(Some(end.position().saturating_sub(after.position())))
+    }
+}
+
+/// Where messages of ours are not allowed: the end of the WAL.
+async fn current_without_mark(source: &PostgresSource) -> Result<Commit, SourceError> {
     let row = source
         .session()
         .await?
         .query_one("SELECT (pg_catalog.pg_current_wal_insert_lsn() - '0/0')::int8", &[])
         .await
         .map_err(|error| source_error("asking for the current position", error))?;
-    let end = u64::try_from(row.get::<_, i64>(0)).unwrap_or_default();
-    let into_page = end % PAGE_BYTES;
-    let end = if into_page <= LONGEST_HEADER { end - into_page } else { end };
-    Ok(Commit::lsn(end.saturating_sub(1)))
+    Ok(below_end(row.get::<_, i64>(0)))
 }
