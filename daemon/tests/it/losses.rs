@@ -162,6 +162,29 @@ fn loss_8_numbers_clocks_and_zones_arrive_as_they_are() {
     assert_eq!(world.on_target("SELECT MIN(id) FROM u").unwrap().trim(), "0");
 }
 
+/// 9: cascades that MariaDB does not log must happen on the target too, or rows stay there.
+#[test]
+fn loss_9_a_table_without_the_hidden_cascade_stops_before_it_streams() {
+    let sql = "CREATE TABLE p (id INT PRIMARY KEY);
+         CREATE TABLE t (id INT PRIMARY KEY, p INT,
+             FOREIGN KEY (p) REFERENCES p (id) ON DELETE CASCADE);
+         INSERT INTO p VALUES (1), (2); INSERT INTO t VALUES (1, 1), (2, 2)";
+    let mut world = pair(mariadb_source(), mariadb_target(), sql).unwrap();
+    world.on_target("CREATE TABLE t (id INT PRIMARY KEY, p INT)").unwrap();
+    world.tailwater.start_again().unwrap();
+    let said = world.stops().unwrap();
+    assert!(said.contains("without logging") && said.contains("create the same"), "{said}");
+    world
+        .on_target("ALTER TABLE t ADD FOREIGN KEY (p) REFERENCES p (id) ON DELETE CASCADE")
+        .unwrap();
+    let resumed = world.tailwater.command(&["resume", "--pipeline", &world.pipeline]).unwrap();
+    assert_eq!(resumed.code, Some(0), "{resumed:?}");
+    world.on_source("DELETE FROM p WHERE id = 1").unwrap();
+    world.arrive().unwrap();
+    world.same("SELECT id FROM t").unwrap();
+    world.tailwater.stop().unwrap();
+}
+
 /// 9 and 10: a source that executes cascades without logging them, and a parent that is deleted
 /// and inserted again in one transaction: as one update, it would keep its children.
 #[test]
