@@ -9,6 +9,8 @@ mod foreign;
 #[cfg(test)]
 mod kills;
 #[cfg(test)]
+mod lag;
+#[cfg(test)]
 mod large;
 #[cfg(test)]
 mod losses;
