@@ -106,7 +106,10 @@ pub enum Error {
         source: crate::TailError,
     },
     /// The state topic cannot be read.
-    #[error("the state in {topic} does not parse: it was written by another version")]
+    #[error(
+        "the state in {topic} does not parse: run the version of Tailwater that wrote it, or take a \
+         new snapshot: `tailwater resync`"
+    )]
     State {
         /// The topic.
         topic: String,

@@ -62,7 +62,7 @@ const TAIL_WINDOW: i64 = 1024;
 const TAIL_BYTES: usize = 4 << 20;
 
 /// Takes over the source named by `config`, which is `server`. Who begins anew (`resync`) does not
-/// look at how the log ends: that may be what keeps him from going on.
+/// need to understand what the log holds: that may be what keeps him from going on.
 pub(crate) async fn take_over(
     config: &Config,
     client: &Client,
@@ -85,7 +85,11 @@ pub(crate) async fn take_over(
     let state_topic = TopicPartition::new(config.state_topic(), PartitionId::new(0));
     let marker = Marker { control, server: &server, clock: config.clock };
     marker.append(&mut producer, &state_topic, Some(OPEN_KEY), Epoch::new(0)).await?;
-    let state = read_state(config, client, control, &producer).await?;
+    let state = match read_state(config, client, control, &producer).await {
+        // What it cannot say, the changes do: which epochs are taken.
+        Err(Error::State { .. }) if resync => None,
+        state => state?,
+    };
 
     let epoch = state.as_ref().map_or(Epoch::FIRST, |state| state.epoch);
     let changes = TopicPartition::new(config.topic(), PartitionId::new(0));
@@ -102,7 +106,7 @@ pub(crate) async fn take_over(
     };
     let earlier_epoch = match &state {
         Some(_) => None,
-        None => read_epoch(config, client, control, open_offset).await?,
+        None => read_epoch(config, client, control, open_offset, resync).await?,
     };
     Ok(TakenOver { producer, control, state, tail, open_offset, earlier_epoch, server })
 }
@@ -242,12 +246,14 @@ async fn read_tail(
     }
 }
 
-/// The newest epoch of a topic whose state is gone: of its last record that has a place.
+/// The newest epoch of a topic whose state is gone: of its last record that has a place. Told so,
+/// it passes over records that cannot be read: those around them name the epoch as well.
 async fn read_epoch(
     config: &Config,
     client: &Client,
     control: SchemaId,
     open_offset: Offset,
+    lenient: bool,
 ) -> Result<Option<Epoch>, Error> {
     let topic = config.topic();
     let start = offset(client, &topic, OffsetAt::Earliest).await?.get();
@@ -255,13 +261,18 @@ async fn read_epoch(
     loop {
         let from = start.max(open_offset.get() - window);
         let mut scan = TailScan::new(control);
-        read_range(client, &topic, Offset::new(from), open_offset, |_, offset, _, value| {
-            scan.record(value).map_err(|source| Error::Tail {
-                topic: topic.clone(),
-                offset,
-                source,
-            })
-        })
+        read_range(
+            client,
+            &topic,
+            Offset::new(from),
+            open_offset,
+            |_, offset, _, value| match scan.record(value) {
+                Err(source) if !lenient => {
+                    Err(Error::Tail { topic: topic.clone(), offset, source })
+                }
+                Ok(()) | Err(_) => Ok(()),
+            },
+        )
         .await?;
         if scan.epoch().is_some() || from == start {
             return Ok(scan.epoch());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tailwater_capture::{CaptureState, ResyncError, SnapshotMode};
 use tailwater_change::{Epoch, Place};
+use tailwater_kafka::{PartitionId, ProducerConfig, TopicPartition, TopicSpec};
 
 use crate::scenarios::{PATIENCE, Running, World, check, transactions};
 use crate::script::{SNAPSHOT, Script, Transaction};
@@ -129,4 +130,35 @@ async fn a_source_without_a_stream_is_read_again() {
     running.is(CaptureState::Stopped).await;
     running.stop().await;
     check(&world.read().await, &[1, 2], &[]);
+}
+
+/// What the log holds need not be understood to begin anew behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_an_unknown_state_nor_a_damaged_tail_stands_in_its_way() {
+    let world = world().await;
+    let running = world.start();
+    holds(&running, 1, SNAPSHOT + 20).await;
+    running.stop().await;
+    world.client.delete_topic("shop.state").await.unwrap();
+    let spec = TopicSpec {
+        name: "shop.state".into(),
+        partitions: 1,
+        replication_factor: 1,
+        configs: Vec::new(),
+    };
+    world.client.create_topic(&spec).await.unwrap();
+    let mut producer = world.client.producer(ProducerConfig::default()).await.unwrap();
+    let foreign: [(&str, Option<&[u8]>); 2] = [("shop.state", Some(b"state")), ("shop", None)];
+    for (topic, key) in foreign {
+        let to = producer.register(&TopicPartition::new(topic, PartitionId::new(0)));
+        producer.append(to, key, &[b"not ours"], 1).unwrap();
+    }
+    producer.drain().await.unwrap();
+    let running = world.start();
+    running.is(CaptureState::Stopped).await;
+    let error = running.handle.status().error.unwrap();
+    assert!(error.contains("does not parse") && error.contains("--source shop"), "{error}");
+    running.handle.resync(ANY, PATIENCE).await.unwrap();
+    holds(&running, 2, SNAPSHOT + 20).await;
+    running.stop().await;
 }

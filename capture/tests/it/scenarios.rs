@@ -20,7 +20,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) struct World {
     _folder: tempfile::TempDir,
-    client: Client,
+    pub(crate) client: Client,
     registry: Registry,
     pub(crate) script: Arc<Script>,
 }
