@@ -1,10 +1,6 @@
 //! MySQL and MariaDB under the contract that all targets are under.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test that cannot go on fails where it stands, and says on which server"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 use async_trait::async_trait;
 use tailwater_apply::TargetConnector;

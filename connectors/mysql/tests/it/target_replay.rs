@@ -98,7 +98,7 @@ async fn what_cannot_be_repaired_names_the_index_or_the_key() {
         let taken = insert(&table, &one(3, "a", 3));
         assert_conflict(bench.replay(&[taken], REPAIR).await, "by_name");
         let taken = update(&table, &one(2, "a", 3));
-        assert_conflict(bench.replay(&[taken.clone()], REPAIR).await, "by_name");
+        assert_conflict(bench.replay(std::slice::from_ref(&taken), REPAIR).await, "by_name");
         // It may be the first part of a transaction that moves the values of many rows.
         assert_conflict(bench.replay(&[taken], REPAIR).await, "drop the unique key on the target");
         let unsent = update(&table, &[Value::Int(5), Value::Unsent, Value::Int(5)]);

@@ -142,7 +142,7 @@ async fn hidden_cascades_are_there_when_the_load_is_over_or_it_is_refused() {
             assert_eq!(bench.connector.check_table(&schema, &to).await.len(), 1);
             bench.progress.state = format!(
                 "{{\"tables\":[{{\"table\":{},\"schema\":1,\"loading\":true}}]}}",
-                json(&to)
+                serde_json::to_string(&to).unwrap()
             );
             bench.target.begin().await.unwrap();
             bench.target.commit(&bench.progress).await.unwrap();
@@ -157,10 +157,6 @@ async fn hidden_cascades_are_there_when_the_load_is_over_or_it_is_refused() {
         }
     })
     .await;
-}
-
-fn json(table: &tailwater_change::TableId) -> String {
-    serde_json::to_string(table).unwrap()
 }
 
 fn foreign_key(bench: &Bench, name: &str, referenced: &str) -> ForeignKey {
