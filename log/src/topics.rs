@@ -47,6 +47,9 @@ impl Topic {
     }
 }
 
+/// How a partition is opened: one that was there before stays, offline if need be.
+type Open = fn(PathBuf, PartitionName, TopicConfig, Arc<Shared>) -> Result<Partition, Error>;
+
 /// A topic to be made.
 #[derive(Debug, Clone)]
 pub(crate) struct NewTopic {
@@ -110,7 +113,9 @@ impl Topics {
         disk::sync_folder(data_dir)?;
         for entry in fs::read_dir(&topics.live).map_err(Error::io("list", &topics.live))? {
             let folder = entry.map_err(Error::io("list", &topics.live))?.path();
-            let topic = topics.open_topic(&folder)?;
+            let topic = topics.open_topic(&folder, |folder, name, config, shared| {
+                Ok(Partition::open(folder, name, config, shared))
+            })?;
             topics.insert(topic);
         }
         Ok(topics)
@@ -157,8 +162,12 @@ impl Topics {
         let made = self.stage(&staged, id, new).and_then(|()| {
             let folder = self.live.join(&new.name);
             fs::rename(&staged, &folder).map_err(Error::io("create", &folder))?;
-            disk::sync_folder(&self.live)?;
-            self.open_topic(&folder)
+            disk::sync_folder(&self.live)
+                .and_then(|()| self.open_topic(&folder, Partition::open_new))
+                .inspect_err(|_| {
+                    // Failing that, the next start finds an empty topic.
+                    drop(fs::rename(&folder, &staged));
+                })
         });
         if made.is_err() && staged.exists() {
             // Only room is at stake: the next start sweeps it out.
@@ -202,7 +211,7 @@ impl Topics {
         disk::replace_file(&staged.join("topic.json"), &encode_json(&stored))
     }
 
-    fn open_topic(&self, folder: &Path) -> Result<Topic, Error> {
+    fn open_topic(&self, folder: &Path, open: Open) -> Result<Topic, Error> {
         let path = folder.join("topic.json");
         let contents = disk::read_if_exists(&path)?
             .ok_or_else(|| Error::corrupt(&path, 0, "the file is missing"))?;
@@ -221,14 +230,10 @@ impl Topics {
                     topic_id: id,
                     partition: PartitionId::new(number),
                 };
-                Arc::new(Partition::open(
-                    folder.join(number.to_string()),
-                    name,
-                    config.clone(),
-                    Arc::clone(&self.shared),
-                ))
+                let folder = folder.join(number.to_string());
+                open(folder, name, config.clone(), Arc::clone(&self.shared)).map(Arc::new)
             })
-            .collect();
+            .collect::<Result<_, Error>>()?;
         Ok(Topic { name: stored.name, id, overrides: stored.configs, config, partitions })
     }
 

@@ -55,6 +55,32 @@ impl Partition {
                 (stopped, files)
             }
         };
+        Self::put_together(folder, name, topic, shared, (condition, files))
+    }
+
+    /// Opens a partition that was just made: nobody has anything in it yet.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(crate) fn open_new(
+        folder: PathBuf,
+        name: PartitionName,
+        topic: TopicConfig,
+        shared: Arc<Shared>,
+    ) -> Result<Self, Error> {
+        let opening = Opening { folder: &folder, name: &name, topic: &topic, shared: &shared };
+        let (online, files) = opening.open()?;
+        let condition = Condition::Online(Box::new(online));
+        Ok(Self::put_together(folder, name, topic, shared, (condition, files)))
+    }
+
+    fn put_together(
+        folder: PathBuf,
+        name: PartitionName,
+        topic: TopicConfig,
+        shared: Arc<Shared>,
+        (condition, files): (Condition, Files),
+    ) -> Self {
         Self {
             name,
             folder,

@@ -395,3 +395,17 @@ async fn a_producer_that_goes_away_while_it_takes_over_has_fenced_the_one_before
     let code = tokio::time::timeout(limit, fenced).await.unwrap();
     assert_eq!(code, ErrorCode::InvalidProducerEpoch);
 }
+
+#[tokio::test]
+async fn a_topic_for_which_there_are_no_files_is_not_made() {
+    let (scratch, disk) = scratch().await;
+    disk.open_error.store(EMFILE, Ordering::SeqCst);
+    let refused = create_topic(&scratch.log, "more", &[]).await;
+    assert_eq!(refused, ErrorCode::KafkaStorageError);
+    disk.open_error.store(0, Ordering::SeqCst);
+    assert_eq!(create_topic(&scratch.log, "more", &[]).await, ErrorCode::None);
+    assert_eq!(produce_values(&scratch.log, "more", &["a"]).await, 0);
+    let scratch = scratch.restart(|_| {}).await;
+    assert_eq!(scratch.log.partitions().len(), 2);
+    assert_eq!(read_all(&scratch.log, "more").await.len(), 1);
+}
