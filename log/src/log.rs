@@ -182,7 +182,7 @@ impl Log {
         if known.is_some() {
             require_journals(&data_dir)?;
         }
-        let reserve = Reserve::open(&data_dir, config.reserve_bytes)?;
+        let reserve = Reserve::open(&data_dir, config.reserve_bytes);
         let shared = Arc::new(Shared::new(config, folder_lock, reserve));
         let config = &shared.config;
         // Flushed whatever the policy: an epoch must never come back, and both are small.

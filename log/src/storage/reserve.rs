@@ -25,28 +25,23 @@ const STEPS: usize = 4;
 pub(crate) struct Reserve {
     path: PathBuf,
     whole_bytes: u64,
-    file: Mutex<Kept>,
+    kept: Mutex<Kept>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Kept {
-    file: File,
+    /// `None` while there is not even space for its name.
+    file: Option<File>,
     bytes: u64,
 }
 
 impl Reserve {
-    /// Opens the reserve of a data folder, and fills it as far as there is space.
-    ///
-    /// # Errors
-    /// If the file cannot be opened.
-    pub(crate) fn open(data_dir: &Path, whole_bytes: u64) -> Result<Self, Error> {
-        let path = data_dir.join("reserve");
-        let options = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = options.map_err(Error::io("open", &path))?;
-        let bytes = file.metadata().map_err(Error::io("open", &path))?.len();
-        let reserve = Self { path, whole_bytes, file: Mutex::new(Kept { file, bytes }) };
+    /// Opens the reserve of a data folder, and fills it as far as there is space. A full disk is no
+    /// reason not to start.
+    pub(crate) fn open(data_dir: &Path, whole_bytes: u64) -> Self {
+        let reserve = Self { path: data_dir.join("reserve"), whole_bytes, kept: Mutex::default() };
         reserve.refill();
-        Ok(reserve)
+        reserve
     }
 
     /// Does `work`; if there is no space for it, again with some of what is kept.
@@ -65,31 +60,45 @@ impl Reserve {
 
     /// Grows back as far as there is space.
     pub(crate) fn refill(&self) {
-        let mut kept = lock(&self.file);
-        if kept.bytes >= self.whole_bytes {
+        let mut kept = lock(&self.kept);
+        if kept.file.is_some() && kept.bytes >= self.whole_bytes {
             return;
         }
+        let outcome = self.grow(&mut kept);
+        self.warn_unless_done(outcome);
+    }
+
+    fn grow(&self, kept: &mut Kept) -> std::io::Result<()> {
+        let file = match kept.file.take() {
+            Some(file) => file,
+            None => {
+                let mut options = File::options();
+                let file = options.write(true).create(true).truncate(false).open(&self.path)?;
+                kept.bytes = file.metadata()?.len();
+                file
+            }
+        };
+        let file = kept.file.insert(file);
         let step = noise();
         while kept.bytes < self.whole_bytes {
-            if kept.file.write_all_at(&step, kept.bytes).is_err() {
+            if file.write_all_at(&step, kept.bytes).is_err() {
                 // What was written of the step is of no use to anybody.
-                let cut = kept.file.set_len(kept.bytes);
-                self.warn_unless_done(cut);
+                file.set_len(kept.bytes)?;
                 break;
             }
             kept.bytes += STEP_BYTES;
         }
-        let synced = kept.file.sync_data();
-        self.warn_unless_done(synced);
+        file.sync_data()
     }
 
     /// Gives a step back to the file system; whether there was one.
     fn give(&self) -> bool {
-        let mut kept = lock(&self.file);
-        let Some(bytes) = kept.bytes.checked_sub(STEP_BYTES) else { return false };
+        let mut kept = lock(&self.kept);
+        let Kept { file: Some(file), bytes } = &mut *kept else { return false };
+        let Some(less) = bytes.checked_sub(STEP_BYTES) else { return false };
+        *bytes = less;
         // Some file systems let others use the space only when that is on the disk.
-        let given = kept.file.set_len(bytes).and_then(|()| kept.file.sync_all());
-        kept.bytes = bytes;
+        let given = file.set_len(less).and_then(|()| file.sync_all());
         self.warn_unless_done(given);
         true
     }
@@ -119,7 +128,7 @@ mod tests {
     #[test]
     fn gives_steps_while_there_are_some_and_grows_back() {
         let folder = tempfile::tempdir().unwrap();
-        let reserve = Reserve::open(folder.path(), 6 * STEP_BYTES).unwrap();
+        let reserve = Reserve::open(folder.path(), 6 * STEP_BYTES);
         let length = || std::fs::metadata(folder.path().join("reserve")).unwrap().len();
         assert_eq!(length(), 6 * STEP_BYTES);
         let full = || {

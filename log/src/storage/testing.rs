@@ -20,7 +20,7 @@ pub(crate) fn shared() -> Shared {
 pub(crate) fn shared_on(disk: Arc<dyn Disk>) -> Shared {
     let folder = tempfile::tempdir().unwrap();
     let folder_lock = FolderLock::take(folder.path()).unwrap();
-    let reserve = Reserve::open(folder.path(), 0).unwrap();
+    let reserve = Reserve::open(folder.path(), 0);
     Shared::new(Config { disk, ..Config::new(folder.path()) }, folder_lock, reserve)
 }
 
