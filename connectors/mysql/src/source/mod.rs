@@ -108,7 +108,7 @@ impl SourceConnector for MysqlSource {
         let failed = |error| SourceError::unavailable("lock the source", error);
         session.conn.query_drop(wait).await.map_err(failed)?;
         let got = session.value(&lock).await.map_err(failed)?;
-        Ok((got.as_deref() == Some("1")).then(|| SourceLock::new(session.conn)))
+        Ok((got.as_deref() == Some("1")).then(|| SourceLock::new(session)))
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {

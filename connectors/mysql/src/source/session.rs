@@ -1,8 +1,8 @@
 //! What is asked of the server over an ordinary session.
 
+use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
-use async_trait::async_trait;
 use tailwater_capture::{LockSession, SourceError};
 use tailwater_change::{Commit, Problem};
 
