@@ -250,12 +250,7 @@ impl Pipeline {
             Skip::SchemaChange(place, _) => place.to_string(),
         });
         let remedy = self.remedy(error);
-        tracing::error!(
-            error = error.reason(),
-            remedy,
-            position,
-            "the pipeline has stopped"
-        );
+        tracing::error!(error = error.reason(), remedy, position, "the pipeline has stopped");
         let stand = self.context.trial.stand.clone();
         let epoch = stand.as_ref().map(|stand| stand.epoch);
         let failure = Failure { reason: error.reason(), position: position.clone(), remedy, epoch };

@@ -26,8 +26,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
-    TableReader,
+    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
+    Stream, TableReader,
 };
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
 

@@ -214,8 +214,8 @@ impl Stream for PostgresStream {
                 self.pace.rest().await;
                 match self.silence.end(self.connection.fill()).await {
                     Heard::Sign(filled) => {
-                        let bytes = filled
-                            .map_err(|error| SourceError::unavailable(OPERATION, error))?;
+                        let bytes =
+                            filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
                         self.pace.note(bytes);
                     }
                     Heard::Ask => self.queue_status(true),
