@@ -11,8 +11,9 @@ use tokio::time::{Instant, sleep};
 
 /// What is gathered for, once much comes: the clock's own step.
 const REST: Duration = Duration::from_millis(1);
-/// Bytes in each [`REST`] that are much: some sixty rows, sixty system calls.
-const MUCH_BYTES: usize = 16 << 10;
+/// Bytes in each [`REST`] that are much: some eight rows, eight system calls. Not more: where the
+/// server gets too little of the machine because of us, it must not look as if it had little to say.
+const MUCH_BYTES: usize = 2 << 10;
 /// How long it is counted before it is judged: long enough that one row is not a flood.
 const WINDOW: Duration = Duration::from_millis(4);
 
