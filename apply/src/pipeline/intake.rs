@@ -99,7 +99,7 @@ impl Intake {
     fn put(&mut self, item: Item) {
         match &item {
             Item::Part(part) if part.snapshot || (part.first && part.end) => {
-                self.ahead_bytes += part.bytes
+                self.ahead_bytes += part.bytes;
             }
             Item::Idle(_) => {}
             _ => self.halted = true,
