@@ -33,6 +33,8 @@ pub(crate) struct Writer {
     control: SchemaId,
     epoch: Epoch,
     clock: fn() -> i64,
+    /// When what is being written came: one time for all of it.
+    now_ms: i64,
     chunk_bytes: usize,
     attempt: u64,
     slots: Vec<Option<Slot>>,
@@ -104,6 +106,7 @@ impl Writer {
             control,
             epoch,
             clock: config.clock,
+            now_ms: (config.clock)(),
             chunk_bytes: config.max_record_bytes.saturating_sub(RECORD_ROOM).max(1),
             // No other attempt has this producer's id and epoch.
             attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
@@ -139,6 +142,7 @@ impl Writer {
     /// the chunks of a large row, room in flight.
     pub(crate) async fn write(&mut self, changes: &Changes) -> Result<Written, Error> {
         let mut written = Written::default();
+        self.now_ms = (self.clock)();
         for event in changes.events() {
             match event {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
@@ -175,12 +179,14 @@ impl Writer {
 
     /// Begins the synthetic transaction of a snapshot.
     pub(crate) async fn snapshot_begin(&mut self, commit: Commit) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
         self.begin(commit, None)?;
         self.marker(&Control::SnapshotBegin { epoch: self.epoch, commit }).await
     }
 
     /// Says in the log that nothing of ours committed through `commit`.
     pub(crate) async fn idle(&mut self, commit: Commit) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
         self.marker(&Control::Idle { epoch: self.epoch, commit }).await?;
         self.await_acknowledgement(commit);
         Ok(())
@@ -416,7 +422,7 @@ impl Writer {
 
     fn append(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<(), Error> {
         let number =
-            self.producer.append(self.to, key, &[value], (self.clock)()).map_err(log("append"))?;
+            self.producer.append(self.to, key, &[value], self.now_ms).map_err(log("append"))?;
         self.appended = Some(number);
         Ok(())
     }
