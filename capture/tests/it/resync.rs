@@ -110,6 +110,8 @@ async fn one_that_cannot_begin_is_given_up() {
     running.handle.pause();
     running.is(CaptureState::Paused).await;
     world.script.away.store(true, Ordering::SeqCst);
+    running.handle.resume();
+    running.is(CaptureState::Retrying).await;
     let refused = running.handle.resync(ANY, Duration::from_millis(300)).await.unwrap_err();
     let ResyncError::NotBegun { state, why } = &refused else { panic!("{refused:?}") };
     assert_eq!(*state, CaptureState::Retrying);
