@@ -2,18 +2,22 @@
 //!
 //! The walsender writes every row to its socket by itself. Who always waits is woken for every
 //! few hundred bytes, and on a machine that both share takes the time away from the server that it
-//! waits for. So while much comes we let it gather first: a millisecond, which is little beside the
-//! flush of the log that follows, and nothing at all while little comes.
+//! waits for; everything behind, from the log's flushes to the target's commits, then comes in
+//! small pieces, too. So while much comes we let it gather first: some milliseconds, the more the
+//! more comes, and nothing at all while little comes.
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
-/// What is gathered for, once much comes: the clock's own step.
-const REST: Duration = Duration::from_millis(1);
-/// Bytes in each [`REST`] that are much: some eight rows, eight system calls. Not more: where the
-/// server gets too little of the machine because of us, it must not look as if it had little to say.
-const MUCH_BYTES: usize = 2 << 10;
+/// Bytes in a millisecond for each millisecond of rest: some eight rows, eight system calls. Not
+/// more: a server that gets too little of the machine because of us looks as if it had little to
+/// say.
+const MUCH_BYTES: u128 = 2 << 10;
+/// The longest rest, in milliseconds: what comes meanwhile has room in the socket's buffers.
+const LONGEST_MS: u128 = 5;
+/// A read of this many was perhaps not all there is: the next follows at once.
+const LARGE_BYTES: usize = 64 << 10;
 /// How long it is counted before it is judged: long enough that one row is not a flood.
 const WINDOW: Duration = Duration::from_millis(4);
 
@@ -22,12 +26,16 @@ const WINDOW: Duration = Duration::from_millis(4);
 pub(crate) struct Pace {
     since: Instant,
     bytes: usize,
-    much: bool,
+    /// After each read.
+    rest: Duration,
+    /// When the rest after the last read is over: waits that are given up do not make it longer.
+    until: Instant,
 }
 
 impl Pace {
     pub(crate) fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, much: false }
+        let now = Instant::now();
+        Self { since: now, bytes: 0, rest: Duration::ZERO, until: now }
     }
 
     /// Takes note of `bytes` that were read.
@@ -39,17 +47,19 @@ impl Pace {
         self.bytes = self.bytes.saturating_add(bytes);
         let elapsed = now - self.since;
         if elapsed >= WINDOW {
-            let rests = usize::try_from(elapsed.as_micros() / REST.as_micros());
-            self.much = self.bytes / MUCH_BYTES >= rests.unwrap_or(usize::MAX);
+            let per_ms = self.bytes as u128 * 1000 / elapsed.as_micros();
+            let rest = (per_ms / MUCH_BYTES).min(LONGEST_MS);
+            self.rest = Duration::from_millis(u64::try_from(rest).unwrap_or_default());
             self.since = now;
             self.bytes = 0;
         }
+        self.until = if bytes >= LARGE_BYTES { now } else { now + self.rest };
     }
 
     /// Lets more come, if much does. Cancel-safe.
     pub(crate) async fn rest(&self) {
-        if self.much {
-            sleep(REST).await;
+        if !self.rest.is_zero() {
+            sleep_until(self.until).await;
         }
     }
 }
@@ -65,18 +75,18 @@ mod tests {
         let mut after = |pace: &mut Pace, micros: u64, bytes: usize| {
             now += Duration::from_micros(micros);
             pace.note_at(now, bytes);
-            pace.much
+            !pace.rest.is_zero()
         };
         assert!(!after(&mut pace, 10, 1 << 20), "one large row is not judged at once");
         for _row in 0..1000 {
             after(&mut pace, 5, 250);
         }
-        assert!(pace.much, "200,000 rows a second");
+        assert_eq!(pace.rest, Duration::from_millis(5), "200,000 rows a second");
         assert!(after(&mut pace, 4_000, 128 << 10), "it comes in larger pieces now");
         for _transaction in 0..10 {
             after(&mut pace, 1_000, 400);
         }
-        assert!(!pace.much, "1,000 small transactions a second wait for nothing");
+        assert!(pace.rest.is_zero(), "1,000 small transactions a second wait for nothing");
         assert!(!after(&mut pace, 10_000_000, 400), "nor does what comes after silence");
     }
 }
