@@ -7,6 +7,7 @@
 
 mod catalog;
 mod connect;
+mod gathering;
 mod reader;
 pub mod source;
 pub mod target;

@@ -31,6 +31,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::connect::ConnectError;
+use crate::gathering::Gathering;
 
 /// How much encryption the URL asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +117,9 @@ impl Tls {
         host: &str,
         address: &str,
     ) -> Result<Socket, ConnectError> {
-        let Some(config) = &self.config else { return Ok(Socket::Tcp(socket)) };
+        let Some(config) = &self.config else {
+            return Ok(Socket::Tcp(Gathering::new(socket)));
+        };
         let lost = |source: io::Error| ConnectError::Unavailable {
             address: address.to_owned(),
             source: source.into(),
@@ -126,7 +129,9 @@ impl Tls {
         let answer = socket.read_u8().await.map_err(lost)?;
         match answer {
             b'S' => {}
-            b'N' if self.mode == SslMode::Prefer => return Ok(Socket::Tcp(socket)),
+            b'N' if self.mode == SslMode::Prefer => {
+                return Ok(Socket::Tcp(Gathering::new(socket)));
+            }
             _ => {
                 return Err(ConnectError::Refused(Problem::new(
                     format!("{address} does not encrypt, and `url` asks for it by sslmode"),
@@ -140,7 +145,8 @@ impl Tls {
                 "use a host name or an IP address",
             ))
         })?;
-        let encrypted = TlsConnector::from(Arc::clone(config)).connect(name, socket).await;
+        let encrypted =
+            TlsConnector::from(Arc::clone(config)).connect(name, Gathering::new(socket)).await;
         let encrypted = encrypted.map_err(|error| match error.get_ref() {
             Some(inner) if inner.is::<Error>() => ConnectError::Refused(Problem::new(
                 format!("encryption with {address} failed: {inner}"),
@@ -240,11 +246,23 @@ impl ServerCertVerifier for Verifier {
 #[derive(Debug)]
 pub(crate) enum Socket {
     /// Plain TCP.
-    Tcp(TcpStream),
+    Tcp(Gathering),
     /// A Unix socket.
     Unix(UnixStream),
     /// TCP with TLS.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Gathering>>),
+}
+
+impl Socket {
+    /// From here on, lets what comes gather while much does.
+    pub(crate) fn gather(&mut self) {
+        match self {
+            Self::Tcp(socket) => socket.gather(),
+            // Seldom a server's that is replicated: watched as any other.
+            Self::Unix(_) => {}
+            Self::Tls(socket) => socket.get_mut().0.gather(),
+        }
+    }
 }
 
 impl AsyncRead for Socket {

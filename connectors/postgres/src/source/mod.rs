@@ -12,7 +12,6 @@ mod copy;
 mod decoder;
 #[cfg(test)]
 mod golden;
-mod pace;
 mod patterns;
 mod pgoutput;
 mod silence;

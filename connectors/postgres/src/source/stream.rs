@@ -16,7 +16,6 @@ use tailwater_change::Commit;
 
 use crate::connect::{literal, quote};
 use crate::source::decoder::Decoder;
-use crate::source::pace::Pace;
 use crate::source::position_lost;
 use crate::source::silence::{Heard, Silence};
 use crate::source::state::State;
@@ -38,7 +37,6 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct PostgresStream {
     connection: Connection,
     silence: Silence,
-    pace: Pace,
     decoder: Decoder,
     server: ServerIdentity,
     state: SourceState,
@@ -75,10 +73,10 @@ impl PostgresStream {
             }
             other => other.into_source_error("starting replication"),
         })?;
+        connection.gather();
         Ok(Self {
             connection,
             silence: Silence::new(SILENCE_LIMIT),
-            pace: Pace::new(),
             decoder,
             server: state.system.identity(),
             state: state.to_source_state()?,
@@ -211,12 +209,9 @@ impl Stream for PostgresStream {
                 return Ok(());
             }
             if self.connection.unsent_bytes() == 0 {
-                self.pace.rest().await;
                 match self.silence.end(self.connection.fill()).await {
                     Heard::Sign(filled) => {
-                        let bytes =
-                            filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
-                        self.pace.note(bytes);
+                        filled.map_err(|error| SourceError::unavailable(OPERATION, error))?;
                     }
                     Heard::Ask => self.queue_status(true),
                     Heard::Nothing => {

@@ -281,6 +281,11 @@ impl Connection {
         }
     }
 
+    /// From here on, lets what comes gather while much does.
+    pub(crate) fn gather(&mut self) {
+        self.socket.gather();
+    }
+
     /// What has been read and not consumed.
     pub(crate) fn input(&self) -> &[u8] {
         &self.input
@@ -297,11 +302,11 @@ impl Connection {
         }
     }
 
-    /// Reads more; returns how many bytes. Cancel-safe.
+    /// Reads more. Cancel-safe.
     ///
     /// # Errors
     /// The connection is gone.
-    pub(crate) async fn fill(&mut self) -> io::Result<usize> {
+    pub(crate) async fn fill(&mut self) -> io::Result<()> {
         if self.input.capacity() - self.input.len() < READ_BYTES / 2 {
             // Grows with what has come, not with what a length announces.
             self.input.reserve(self.input.len().max(READ_BYTES));
@@ -311,7 +316,7 @@ impl Connection {
                 io::ErrorKind::UnexpectedEof,
                 "the server closed the connection",
             )),
-            bytes => Ok(bytes),
+            _bytes => Ok(()),
         }
     }
 
