@@ -211,13 +211,20 @@ mod tests {
         assert!(!after(&mut pace, 10_000_000, 400), "nor does what comes after silence");
     }
 
-    /// Writes `pieces` of 100 bytes to `to`, each by itself.
-    async fn flood(mut to: TcpStream, pieces: usize) {
-        use tokio::io::AsyncWriteExt as _;
+    /// Writes `pieces` of 100 bytes to `to`, each by itself; returns how many bytes came back.
+    async fn flood(to: TcpStream, pieces: usize) -> usize {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         to.set_nodelay(true).unwrap();
+        let (mut back, mut to) = to.into_split();
+        let came = tokio::spawn(async move {
+            let mut all = Vec::new();
+            back.read_to_end(&mut all).await.unwrap()
+        });
         for piece in 0..pieces {
             to.write_all(&[u8::try_from(piece % 251).unwrap(); 100]).await.unwrap();
         }
+        to.shutdown().await.unwrap();
+        came.await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,7 +236,7 @@ mod tests {
         let mut gathering = Gathering::new(ours);
         gathering.gather();
         let writer = tokio::spawn(flood(theirs, 50_000));
-        let (mut reads, mut rests, mut all) = (0, 0, Vec::new());
+        let (mut reads, mut rests, mut said, mut all) = (0, 0, 0, Vec::new());
         loop {
             let mut piece = vec![0; 128 << 10];
             // Waits that are given up lose nothing and do not keep it from coming.
@@ -242,11 +249,10 @@ mod tests {
             }
             rests += usize::from(matches!(gathering.socket, Held::Resting(..)));
             reads += 1;
-            // What is to be said is said also in between; whether anyone listens any more is not
-            // the question here.
-            let _written = gathering.write(&[1]).await;
+            said += gathering.write(&[1]).await.unwrap();
         }
-        writer.await.unwrap();
+        drop(gathering);
+        assert_eq!(writer.await.unwrap(), said);
         assert!(all.iter().enumerate().all(|(at, &byte)| usize::from(byte) == at / 100 % 251));
         assert_eq!(all.len(), 5_000_000);
         assert!(rests > 0, "{reads} reads, none of them after a rest");
