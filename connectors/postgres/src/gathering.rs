@@ -4,8 +4,9 @@
 //! woken for every few hundred bytes, whether anybody reads or not, and on a machine that both
 //! share takes the time away from the server that it waits for; everything behind, from the log's
 //! flushes to the target's commits, then comes in small pieces, too. So while much comes the socket
-//! is not watched: it is read after a rest of a millisecond. While little comes it is watched as any
-//! other.
+//! is not watched: it is read after a rest of a millisecond, however much the last read brought. What
+//! has no room on our side meanwhile waits on the server's, where the kernel joins small pieces for
+//! next to nothing. While little comes it is watched as any other.
 
 use std::io::{self, Read as _, Write as _};
 use std::pin::Pin;
@@ -19,10 +20,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes in a millisecond that are much: some eight rows, eight system calls. Not more: a server
 /// that gets too little of the machine because of us looks as if it had little to say.
 const MUCH_BYTES: u128 = 2 << 10;
-/// What is gathered for. Not longer: a fast server would fill the socket's buffers and wait for us.
+/// What is gathered for. Not longer: a fast server would fill the buffers of both sides and wait.
 const REST: Duration = Duration::from_millis(1);
-/// A read of this many was perhaps not all there is: the next follows at once.
-const LARGE_BYTES: usize = 64 << 10;
 /// How long it is counted before it is judged: long enough that one row is not a flood.
 const WINDOW: Duration = Duration::from_millis(4);
 
@@ -181,7 +180,7 @@ impl Pace {
             self.since = now;
             self.bytes = 0;
         }
-        self.until = if bytes >= LARGE_BYTES { now } else { now + self.rest };
+        self.until = now + self.rest;
     }
 }
 
