@@ -16,7 +16,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place};
+use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place, name_source};
 use tailwater_kafka::{Client, Producer, TopicPartition};
 use tailwater_registry::Registry;
 use tokio::sync::watch;
@@ -109,7 +109,7 @@ impl Capture {
         shutdown: &CancellationToken,
     ) -> Option<Duration> {
         let source = self.config.source.as_str();
-        let text = with_name(&with_causes(error), source);
+        let text = name_source(&with_causes(error), source);
         match error.disposition() {
             Disposition::Retry => {
                 tracing::warn!(source, error = %text, "capture failed, trying again");
@@ -427,11 +427,6 @@ fn still_the_same(opened: &ServerIdentity, reads: &ServerIdentity) -> Result<(),
     }
     let what = format!("{} answers, a moment ago it was {}", reads.0, opened.0);
     Err(SourceError::unavailable("begin to read", what).into())
-}
-
-/// Connectors do not know what their source is called: commands that they name get it here.
-fn with_name(text: &str, source: &str) -> String {
-    text.replace("tailwater resync", &format!("tailwater resync --source {source}"))
 }
 
 /// An error and its causes on one line.

@@ -25,7 +25,7 @@ const TICK: Duration = Duration::from_secs(1);
 const IDLE_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the state topic is renewed while the stream moves.
 const STATE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long a shutdown waits for the log to acknowledge what was appended.
+/// How long an end waits for the log to acknowledge what was appended.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a session ended without an error.
@@ -78,7 +78,6 @@ enum Next {
     Tick,
     Probe,
     End(Why),
-    Failed(Error),
 }
 
 impl<'a> Session<'a> {
@@ -159,26 +158,26 @@ impl<'a> Session<'a> {
             let room = self.writer.producer();
             let next = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => Next::End(Why::Shutdown),
-                Ok(_paused) = paused.wait_for(|paused| *paused) => Next::End(Why::Paused),
-                Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Next::End(Why::Resync),
-                Ok(()) = self.acknowledged.changed() => Next::Acknowledged,
-                _at = tick.tick() => Next::Tick,
-                () = self.handle.probed() => Next::Probe,
+                () = shutdown.cancelled() => Ok(Next::End(Why::Shutdown)),
+                Ok(_paused) = paused.wait_for(|paused| *paused) => Ok(Next::End(Why::Paused)),
+                Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Ok(Next::End(Why::Resync)),
+                Ok(()) = self.acknowledged.changed() => Ok(Next::Acknowledged),
+                _at = tick.tick() => Ok(Next::Tick),
+                () = self.handle.probed() => Ok(Next::Probe),
                 read = read(room, stream, &mut self.changes, self.config.decode_bytes) => {
-                    read.map_or_else(Next::Failed, |()| Next::Changes)
+                    read.map(|()| Next::Changes)
                 }
             };
-            if let Next::Failed(error) = next {
-                return Err(self.last(error).await);
-            }
+            let next = match next {
+                Ok(next) => next,
+                Err(error) => return Err(self.last(error).await),
+            };
             // A read that lost the race may have decoded something already.
             if !self.changes.is_empty() {
                 self.write().await?;
             }
             match next {
-                // Left above.
-                Next::Failed(_) | Next::Changes => {}
+                Next::Changes => {}
                 Next::Acknowledged => self.confirm(stream, epoch).await?,
                 Next::Tick => self.tick(stream, epoch).await?,
                 Next::Probe => {
@@ -283,10 +282,7 @@ impl<'a> Session<'a> {
 
     /// Makes what was appended durable, and confirms it.
     async fn end(&mut self, stream: &mut dyn Stream, epoch: Epoch) -> Result<(), Error> {
-        let drained = tokio::time::timeout(DRAIN_DEADLINE, self.writer.producer().drain()).await;
-        if let Ok(drained) = drained {
-            drained.map_err(log("append"))?;
-        }
+        self.drain().await?;
         self.confirm(stream, epoch).await
     }
 
@@ -297,11 +293,13 @@ impl<'a> Session<'a> {
             Disposition::Retry | Disposition::Fenced => return error,
             Disposition::Operator | Disposition::Bug => {}
         }
+        self.drain().await.err().unwrap_or(error)
+    }
+
+    /// Waits until the log has what was appended, but not for ever.
+    async fn drain(&mut self) -> Result<(), Error> {
         let drained = tokio::time::timeout(DRAIN_DEADLINE, self.writer.producer().drain()).await;
-        match drained {
-            Ok(Err(failed)) => log("append")(failed),
-            Ok(Ok(())) | Err(_) => error,
-        }
+        drained.unwrap_or(Ok(())).map_err(log("append"))
     }
 
     fn report_rows(&mut self) {

@@ -28,7 +28,7 @@ pub use disposition::Disposition;
 pub use envelope::{Envelope, EnvelopeWriter, Operation};
 pub use frame::{Frame, FrameError, SchemaId};
 pub use place::{Commit, Epoch, Ordinal, Place};
-pub use problem::Problem;
+pub use problem::{Problem, name_source};
 pub use proto::DecodeError;
 pub use role_state::RoleState;
 pub use row::{RowReader, RowWriter, identity, overlay};

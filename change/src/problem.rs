@@ -23,3 +23,15 @@ impl fmt::Display for Problem {
         write!(f, "{}; {}", self.what, self.remedy)
     }
 }
+
+/// `text` with the name of the source in the commands that it tells to type: who found the problem
+/// (a connector, a record of the log) does not know what the source is called. Without a name the
+/// text stays as it is.
+#[must_use]
+pub fn name_source(text: &str, source: &str) -> String {
+    const COMMAND: &str = "tailwater resync";
+    if source.is_empty() {
+        return text.to_owned();
+    }
+    text.replace(COMMAND, &format!("{COMMAND} --source {source}"))
+}

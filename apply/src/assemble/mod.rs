@@ -159,14 +159,8 @@ impl Assembler {
         self.open.as_ref().map(Open::place)
     }
 
-    /// Whether a record at or below [`Resume::applied`] or what was given since has been met. It
-    /// does not show that this is the log in which that was read: see
-    /// [`has_met_applied`](Self::has_met_applied).
-    pub fn has_met_passed(&self) -> bool {
-        self.met_passed.is_some()
-    }
-
-    /// The last place met of those that [`has_met_passed`](Self::has_met_passed) speaks of.
+    /// The last place met at or below [`Resume::applied`] or what was given since. It does not show
+    /// that this is the log in which that was read: see [`has_met_applied`](Self::has_met_applied).
     pub fn last_met(&self) -> Option<Place> {
         self.met_passed
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tailwater_change::Problem;
 
 use super::Route;
-use crate::ConflictPolicy;
+use crate::{ConflictPolicy, PartBounds};
 
 /// What to do about a target table that has rows which this pipeline has not written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +97,15 @@ impl PipelineConfig {
     /// once more as what the connector sends.
     pub(super) fn prefetch_bytes(&self) -> usize {
         (self.memory_bytes / 4).max(64 << 10)
+    }
+
+    /// How large the parts of a transaction are.
+    pub(super) fn part_bounds(&self) -> PartBounds {
+        PartBounds {
+            rows: self.batch.rows,
+            bytes: self.held_bytes(),
+            row_bytes: self.max_row_bytes,
+        }
     }
 
     /// Bytes of rows to hold for one batch: an eighth, since the next one is assembled while one is

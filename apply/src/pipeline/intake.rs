@@ -2,7 +2,8 @@
 //!
 //! The server takes its time for a batch, above all for the flush of its commit. The next one is
 //! read and assembled meanwhile, up to a bound, and only as far as it is plain: whole transactions
-//! one after the other, or rows of a snapshot. What asks for a decision stays where it is until its turn has come.
+//! one after the other, or rows of a snapshot. What asks for a decision stays where it is until its
+//! turn has come.
 
 use std::collections::VecDeque;
 
@@ -97,6 +98,7 @@ impl Intake {
     }
 
     fn put(&mut self, item: Item) {
+        self.ahead_bytes += size_of::<Item>();
         match &item {
             Item::Part(part) if part.snapshot || (part.first && part.end) => {
                 self.ahead_bytes += part.bytes;

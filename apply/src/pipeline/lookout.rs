@@ -64,17 +64,16 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Lookout {
     pub(super) fn new(log: &Arc<dyn ChangeLog>, config: &PipelineConfig, stand: Stand) -> Self {
-        let bounds = PartBounds {
-            rows: config.batch.rows,
-            bytes: config.held_bytes(),
-            row_bytes: config.max_row_bytes,
-        };
+        Self::at(Arc::clone(log), config.part_bounds(), stand)
+    }
+
+    fn at(log: Arc<dyn ChangeLog>, bounds: PartBounds, stand: Stand) -> Self {
         Self {
-            log: Arc::clone(log),
-            bounds,
             reader: log.reader(stand.from, PREFETCH_BYTES),
             assembler: Assembler::new(stand.resume, stand.from, bounds),
             server: None,
+            log,
+            bounds,
             stand,
         }
     }
@@ -90,14 +89,7 @@ impl Lookout {
                     if let Error::OffsetOutOfRange { log_start, .. } = error {
                         self.stand.from = log_start;
                     }
-                    *self = Self {
-                        reader: self.log.reader(self.stand.from, PREFETCH_BYTES),
-                        assembler: Assembler::new(self.stand.resume, self.stand.from, self.bounds),
-                        server: None,
-                        log: Arc::clone(&self.log),
-                        stand: self.stand.clone(),
-                        bounds: self.bounds,
-                    };
+                    *self = Self::at(Arc::clone(&self.log), self.bounds, self.stand.clone());
                 }
             }
         }

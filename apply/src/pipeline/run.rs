@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_change::{Disposition, Problem};
+use tailwater_change::{Disposition, Problem, name_source};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::commands::{Command, Order};
 use super::lookout::{Lookout, Superseded};
 use super::schemas::Schemas;
-use super::session::{Context, Ending, Session, Skip, Trial, transaction_position};
+use super::session::{Context, Ending, Session, transaction_position};
+use super::trial::{Skip, Trial};
 use super::{
     ChangeLog, Error, Failure, PipelineConfig, PipelineHandle, SchemaSource, State, Status,
 };
@@ -237,8 +238,7 @@ impl Pipeline {
 
     /// What a person can do, with the name of our source.
     fn remedy(&self, error: &Error) -> String {
-        let command = format!("tailwater resync --source {}", self.context.config.source);
-        error.remedy().replace("tailwater resync", command.trim_end_matches(" --source "))
+        name_source(&error.remedy(), &self.context.config.source)
     }
 
     /// Waits for a person, or for a snapshot that replaces what the pipeline stopped at; `false`:

@@ -7,21 +7,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tailwater_change::{Place, SchemaId};
-use tailwater_kafka::Offset;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::batch::{Batch, Suspect};
+use super::batch::Batch;
 use super::commands::{Command, Order};
 use super::group::Group;
 use super::intake::Intake;
-use super::lookout::{Stand, Superseded};
+use super::lookout::Stand;
 use super::schemas::Schemas;
+use super::start::{Continuity, Start};
 use super::state::SavedState;
+use super::trial::{Skip, Trial};
 use super::{ChangeLog, Error, LogIdentity, PipelineConfig, State, Status};
 use crate::{
-    Assembler, Item, Mark, Metrics, Part, PartBounds, Progress, Resume, Table, Target,
-    TargetConnector,
+    Assembler, Item, Mark, Metrics, Part, Progress, Resume, Table, Target, TargetConnector,
 };
 
 /// What a session needs and leaves behind.
@@ -33,31 +33,6 @@ pub(super) struct Context {
     pub(super) status: watch::Sender<Status>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) trial: Trial,
-}
-
-/// What is known from earlier sessions about transactions that cannot be applied.
-#[derive(Debug, Default)]
-pub(super) struct Trial {
-    /// What the session was applying when it ended.
-    pub(super) suspect: Option<Suspect>,
-    /// A batch failed: transactions go one by one until here, so that the one is found.
-    pub(super) one_by_one: Option<Place>,
-    /// What the operator has told us to leave out. Several may stand in one transaction, so each
-    /// is kept until a commit has passed it.
-    pub(super) skips: Vec<Skip>,
-    /// Where the last session stood.
-    pub(super) stand: Option<Stand>,
-    /// A snapshot to go on with, whatever is before it; kept until a commit has passed its begin.
-    pub(super) superseded: Option<Superseded>,
-}
-
-/// What is to be left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Skip {
-    /// The rows of a transaction.
-    Transaction(Place),
-    /// A change of a definition, and where the log says so.
-    SchemaChange(Place, Offset),
 }
 
 /// How a session ended without an error.
@@ -75,17 +50,6 @@ pub(super) enum Ending {
 pub(super) enum Flow {
     On,
     Restart,
-}
-
-/// What the first thing read has to show, so that nothing is missing between the progress and it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Continuity {
-    /// Read by offset from the same log, or shown.
-    Certain,
-    /// The log must have the transaction up to which all is applied, or begin a snapshot beyond
-    /// it. Older ones show nothing: a log that began anew, of a source whose positions went back,
-    /// has such places too, and all of it would be taken for applied.
-    ByPlace,
 }
 
 enum Event {
@@ -149,12 +113,7 @@ impl<'a> Session<'a> {
             None => Start::of(&progress, &state, &identity, log_start)?,
         };
         context.trial.stands_at(start.from, start.resume);
-        let bounds = PartBounds {
-            rows: context.config.batch.rows,
-            bytes: context.config.held_bytes(),
-            row_bytes: context.config.max_row_bytes,
-        };
-        let assembler = Assembler::new(start.resume, start.from, bounds);
+        let assembler = Assembler::new(start.resume, start.from, context.config.part_bounds());
         let reader = context.log.reader(start.from, context.config.prefetch_bytes());
         let group = Group::new(Arc::clone(&context.log), &context.config.name, start.from);
         tracing::info!(
@@ -553,111 +512,6 @@ impl<'a> Session<'a> {
 /// The intake of a session that is not flushing.
 fn intake(intake: &mut Option<Intake>) -> &mut Intake {
     intake.as_mut().expect("it is away only while the session flushes beside it")
-}
-
-impl Trial {
-    /// A commit has passed this place.
-    fn passed(&mut self, mark: Mark) {
-        let place = mark.place;
-        self.suspect = None;
-        self.superseded.take_if(|snapshot| snapshot.from < mark.next_offset);
-        if self.one_by_one.is_some_and(|until| until <= place) {
-            self.one_by_one = None;
-        }
-        self.skips.retain(|skip| match skip {
-            Skip::Transaction(skip) | Skip::SchemaChange(skip, _) => *skip > place,
-        });
-    }
-}
-
-impl Trial {
-    fn stands_at(&mut self, from: Offset, resume: Resume) {
-        if let Some(stand) = &mut self.stand {
-            (stand.from, stand.resume) = (from, resume);
-            stand.epoch = stand.epoch.max(resume.applied.epoch);
-        }
-    }
-
-    fn met_snapshot(&mut self, snapshot: Place) {
-        if let Some(stand) = &mut self.stand {
-            stand.epoch = stand.epoch.max(snapshot.epoch);
-        }
-    }
-}
-
-/// Where reading begins.
-struct Start {
-    from: Offset,
-    resume: Resume,
-    /// Whom the writer there reads.
-    server: Option<String>,
-    continuity: Continuity,
-}
-
-impl Start {
-    fn of(
-        progress: &Progress,
-        state: &SavedState,
-        identity: &LogIdentity,
-        log_start: Offset,
-    ) -> Result<Self, Error> {
-        let same =
-            progress.cluster_id == identity.cluster_id && progress.topic_id == identity.topic_id;
-        let untouched = progress.place == Place::default() && *state == SavedState::default();
-        let from_start = |applied| Self {
-            from: log_start,
-            resume: Resume { applied, writer: None, snapshot: None },
-            server: None,
-            continuity: Continuity::ByPlace,
-        };
-        if untouched {
-            let mut start = from_start(progress.place);
-            if log_start == Offset::ZERO {
-                start.continuity = Continuity::Certain;
-            }
-            return Ok(start);
-        }
-        if !same {
-            tracing::warn!(
-                place = %progress.place,
-                "another log than the one this pipeline has read: looking for the place in it"
-            );
-            return Ok(from_start(progress.place));
-        }
-        let from = Offset::new(progress.next_offset);
-        if from < log_start {
-            return Err(Error::OffsetOutOfRange { wanted: from, log_start });
-        }
-        Ok(Self {
-            from,
-            resume: Resume {
-                applied: progress.place,
-                writer: state.writer,
-                snapshot: state.snapshot,
-            },
-            server: state.source.clone(),
-            continuity: Continuity::Certain,
-        })
-    }
-
-    /// At a snapshot that replaces what is before it.
-    fn at(snapshot: &Superseded, progress: &Progress, state: &SavedState) -> Self {
-        tracing::info!(
-            snapshot = %snapshot.snapshot,
-            applied = %progress.place,
-            "going on with a later snapshot"
-        );
-        Self {
-            from: snapshot.from,
-            resume: Resume {
-                applied: progress.place,
-                writer: snapshot.writer,
-                snapshot: state.snapshot,
-            },
-            server: snapshot.server.clone(),
-            continuity: Continuity::Certain,
-        }
-    }
 }
 
 /// How status and commands name a transaction.
