@@ -353,9 +353,11 @@ async fn enforce_retention(
             let key = (partition.name.topic_id, partition.name.partition);
             let limit = shared.config.retention_limit.unwrap_or(u64::MAX);
             let excess_bytes = size.saturating_sub(limit);
-            let gone = retain(&partition, now, groups.hold(key), excess_bytes);
-            size -= gone;
-            freed += gone;
+            let before = partition.condition().1;
+            freed += retain(&partition, now, groups.hold(key), excess_bytes);
+            // Not what was freed: a file that was released may still be there, and one released
+            // earlier may have gone now. Neither is a reason to take more from the next partition.
+            size -= before.saturating_sub(partition.condition().1).min(size);
         }
         shared.reserve.refill();
         freed

@@ -175,6 +175,25 @@ async fn a_file_that_cannot_be_removed_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_file_that_cannot_be_removed_costs_no_other_partition_what_is_held() {
+    let (scratch, clock) = filled(|config| config.retention_limit = Some(4000)).await;
+    create_topic(&scratch.log, "u", &[]).await;
+    for hour in 0..40 {
+        produce(&scratch.log, "u", batch(&[(Some("k"), "x", hour * HOUR)], NOBODY)).await.unwrap();
+    }
+    let (t, u) = (scratch.status(TOPIC).size_bytes, scratch.status("u").size_bytes);
+    assert!(u < 4000 && t + u > 4000, "{t} + {u}: without the first there is no excess");
+    commit(&scratch.log, "tailwater.copy", "u", 0).await;
+    clock.set(100 * HOUR);
+    let segment = scratch.partition_folder(TOPIC).join("00000000000000000000.log");
+    std::fs::remove_file(&segment).unwrap();
+    std::fs::create_dir(&segment).unwrap();
+    scratch.log.enforce_retention().await.unwrap();
+    assert_eq!((start(&scratch.log).await, list_offset(&scratch.log, "u", -2).await.1), (40, 0));
+    assert!(segment.exists());
+}
+
+#[tokio::test]
 async fn records_without_a_time_or_from_the_future_age_from_when_they_were_written() {
     let clock = Arc::new(ManualClock::new(100 * HOUR));
     let own = Arc::clone(&clock);
