@@ -180,7 +180,7 @@ async fn source_action(
     "ok\n".into_response()
 }
 
-/// How long a resync may take to begin: a source that is away is tried again that often.
+/// How long a resync may take to begin; after that it will not.
 const RESYNC_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Begins a new snapshot, above whatever the source's pipelines here have applied: of another log

@@ -106,8 +106,8 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "retention_limit",
             "size",
             quoted(&log.retention_limit),
-            "Above this size a topic loses its oldest records even if a pipeline still needs them; \
-             that pipeline then stops.",
+            "Above this size, all topics together, records past `retention` go even if a pipeline \
+             still needs them; that pipeline then stops.",
         ),
         (
             "brokers",

@@ -293,7 +293,8 @@ fn check_batch(data: &PartitionProduceData, topic: &Topic) -> Result<RecordBatch
     Ok(batch)
 }
 
-/// A record from the future would keep its segment, and all behind it, from growing old.
+/// A record from the future would be the newest of its partition for whoever looks by time, until
+/// that time has come.
 fn check_time(batch: &RecordBatch, newest_ms: i64) -> Result<(), Refused> {
     if batch.max_timestamp() <= newest_ms {
         return Ok(());

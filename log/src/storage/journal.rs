@@ -122,9 +122,6 @@ impl Journal {
     /// # Errors
     /// As [`Journal::change`].
     pub(crate) fn change_blocking(&self, changes: Vec<Change>) -> Result<(), Error> {
-        if changes.is_empty() {
-            return Ok(());
-        }
         let requests = lock(&self.requests).clone().ok_or(Error::Closed)?;
         let (done, outcome) = oneshot::channel();
         requests.blocking_send(Request { changes, done }).map_err(|_| Error::Closed)?;
@@ -222,10 +219,10 @@ impl Writer {
     fn repeat(&self, error: &Error) -> Error {
         match error {
             Error::NoSpace { operation, path, source } => {
-                Error::NoSpace { operation, path: path.clone(), source: source.kind().into() }
+                Error::NoSpace { operation, path: path.clone(), source: again(source) }
             }
             Error::Exhausted { operation, path, source } => {
-                Error::Exhausted { operation, path: path.clone(), source: source.kind().into() }
+                Error::Exhausted { operation, path: path.clone(), source: again(source) }
             }
             other => Error::corrupt(&self.path, self.size, other.full_text()),
         }
@@ -402,6 +399,11 @@ fn take<'a>(body: &mut &'a [u8], length: u32) -> Option<&'a [u8]> {
     let (taken, rest) = body.split_at_checked(usize::try_from(length).ok()?)?;
     *body = rest;
     Some(taken)
+}
+
+/// The same error once more: it cannot be cloned.
+fn again(error: &std::io::Error) -> std::io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), std::io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@
 //!            valid                     P  not valid
 //!   |─────────────────────────────────|~~~~~~~~~~~~~~~~~~~~~~~~|
 //!                     floor ≤ P: next question       no valid batch behind P  → torn tail: cut at P
-//!                     floor > P: flushed bytes       one, behind zeroes at P  → never written: cut at P
-//!                     are damaged: refuse            one, behind other bytes  → a hole: refuse
+//!                     floor > P: flushed bytes       one, P's batch lacks a page → never written: cut at P
+//!                     are damaged: refuse            one, behind other bytes     → a hole: refuse
 //! ```
 //!
 //! Why that is enough: a write appends, and a flush puts all of the file on the disk that was
@@ -18,8 +18,9 @@
 //! written, and nothing from P on was acknowledged. A process that dies leaves a prefix of what it
 //! wrote. A power cut leaves some of the pages that were not flushed, in any order, and where a
 //! file's length reached the disk before a page did, that page reads as zeroes. Nothing that we
-//! write begins with a zeroed page, so one at P was never written. Any other bytes were, and a
-//! valid batch behind them may have been acknowledged.
+//! write begins or ends with a zeroed page, so a batch at P that does lacks it, and no flush ended
+//! after that batch. Where only a page in its middle is missing we cannot tell; that is refused, as
+//! are any other bytes with a valid batch behind them: it may have been acknowledged.
 //!
 //! After a crash of the process `floor` is exact; after a power cut it is some seconds old, and
 //! between it and the end the shape decides, as just said. A refused partition stays as it is, for

@@ -47,7 +47,7 @@ impl Reserve {
     /// Does `work`; if there is no space for it, again with some of what is kept.
     ///
     /// # Errors
-    /// What the work says; [`Error::NoSpace`] only if nothing is left to give.
+    /// What the work says; [`Error::NoSpace`] if nothing is left to give, or not enough at once.
     pub(crate) fn spend<T>(&self, mut work: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
         for _ in 0..STEPS {
             match work() {
