@@ -19,6 +19,7 @@ mod metrics;
 mod remote;
 mod run;
 mod schema_api;
+mod schemas;
 mod tail;
 mod verify;
 mod wait;

@@ -1,27 +1,22 @@
 //! A source's changes as JSON lines.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-
 use anyhow::{Context, bail};
 use serde_json::{Map, Value as Json, json};
 use tailwater_change::{
-    CONTROL_SCHEMA, ChunkJoiner, Control, Envelope, Frame, Operation, RowReader, SchemaId,
-    TableSchema, Value, parse_schema,
+    ChunkJoiner, Control, Envelope, Frame, Operation, RowReader, TableSchema, Value,
 };
 use tailwater_kafka::{
     Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, TopicPartition,
 };
-use tailwater_registry::Registry;
 
 use crate::app::App;
+use crate::schemas::Schemas;
 
 /// Reads one source's topic and prints what it says.
 #[derive(Debug)]
 pub(crate) struct Tail {
     reader: PartitionReader,
-    registry: Registry,
-    schemas: HashMap<SchemaId, Option<Arc<TableSchema>>>,
+    schemas: Schemas,
     joiner: ChunkJoiner,
 }
 
@@ -48,8 +43,7 @@ impl Tail {
         };
         Ok(Self {
             reader: app.client.reader(ReaderConfig::new(partition, from)),
-            registry: app.registry.clone(),
-            schemas: HashMap::new(),
+            schemas: Schemas::new(&app.registry),
             joiner: ChunkJoiner::new(LARGEST_ROW),
         })
     }
@@ -79,7 +73,7 @@ impl Tail {
 
     async fn line(&mut self, offset: i64, value: &[u8]) -> anyhow::Result<Option<Json>> {
         let frame = Frame::parse(value)?;
-        match self.schema(frame.schema).await? {
+        match self.schemas.table(frame.schema).await? {
             Some(schema) => Ok(Some(change(offset, &schema, frame.message)?)),
             None => match Control::decode(frame.message)? {
                 Control::Chunk { attempt, index, last, data } => {
@@ -87,24 +81,13 @@ impl Tail {
                         return Ok(None);
                     };
                     let frame = Frame::parse(&whole)?;
-                    let schema = self.schema(frame.schema).await?.context("a chunked marker")?;
+                    let schema =
+                        self.schemas.table(frame.schema).await?.context("a chunked marker")?;
                     Ok(Some(change(offset, &schema, frame.message)?))
                 }
                 marker => Ok(Some(control(offset, &marker))),
             },
         }
-    }
-
-    /// The table of a schema id; `None` for control records.
-    async fn schema(&mut self, id: SchemaId) -> anyhow::Result<Option<Arc<TableSchema>>> {
-        if let Some(known) = self.schemas.get(&id) {
-            return Ok(known.clone());
-        }
-        let text = self.registry.schema(id).await?;
-        let schema =
-            if &*text == CONTROL_SCHEMA { None } else { Some(Arc::new(parse_schema(&text)?)) };
-        self.schemas.insert(id, schema.clone());
-        Ok(schema)
     }
 }
 

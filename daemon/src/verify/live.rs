@@ -1,21 +1,17 @@
 //! The pipeline as it runs in this process, and what its log says.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use async_trait::async_trait;
-use tailwater_change::{
-    CONTROL_SCHEMA, Control, Envelope, Frame, Operation, SchemaId, TableId, TableSchema, identity,
-    parse_schema,
-};
+use tailwater_change::{Control, Envelope, Frame, Operation, TableId, TableSchema, identity};
 use tailwater_kafka::{Limits, Offset, OffsetAt, PartitionId, ReaderConfig, TopicPartition};
-use tailwater_registry::Registry;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Changed, Flow, PATIENCE, Seen};
 use crate::app::{App, PipelineRole, SourceRole};
+use crate::schemas::Schemas;
 use crate::wait::{Waited, reach};
 
 /// States of rows that are kept: beyond that a row is known to have changed, not into what.
@@ -55,8 +51,7 @@ impl Flow for Live<'_> {
         let mut walk = Walk {
             table,
             keys,
-            registry: &self.app.registry,
-            schemas: HashMap::new(),
+            schemas: Schemas::new(&self.app.registry),
             changed: Changed::default(),
             states: 0,
         };
@@ -81,8 +76,7 @@ impl Flow for Live<'_> {
 struct Walk<'a> {
     table: &'a TableId,
     keys: &'a BTreeSet<Vec<u8>>,
-    registry: &'a Registry,
-    schemas: HashMap<SchemaId, Option<Arc<TableSchema>>>,
+    schemas: Schemas,
     changed: Changed,
     states: usize,
 }
@@ -90,12 +84,12 @@ struct Walk<'a> {
 impl Walk<'_> {
     async fn take(&mut self, value: &[u8]) -> anyhow::Result<()> {
         let frame = Frame::parse(value)?;
-        let Some(schema) = self.schema(frame.schema).await? else {
+        let Some(schema) = self.schemas.table(frame.schema).await? else {
             // The first chunk of a large row says of which table it is, and that is enough.
             if let Control::Chunk { index: 0, data, .. } = Control::decode(frame.message)? {
                 let whole = Frame::parse(data)?;
-                self.changed.vague |=
-                    self.schema(whole.schema).await?.is_some_and(|of| of.table == *self.table);
+                let of = self.schemas.table(whole.schema).await?;
+                self.changed.vague |= of.is_some_and(|of| of.table == *self.table);
             }
             return Ok(());
         };
@@ -153,17 +147,5 @@ impl Walk<'_> {
         let sum = self.changed.sums.last().copied().unwrap_or_default();
         self.changed.sums.push(sum.plus(one(envelope.after)).minus(one(envelope.before)));
         self.states += 1;
-    }
-
-    /// The table of a schema id; `None` for control records.
-    async fn schema(&mut self, id: SchemaId) -> anyhow::Result<Option<Arc<TableSchema>>> {
-        if let Some(known) = self.schemas.get(&id) {
-            return Ok(known.clone());
-        }
-        let text = self.registry.schema(id).await?;
-        let schema =
-            if &*text == CONTROL_SCHEMA { None } else { Some(Arc::new(parse_schema(&text)?)) };
-        self.schemas.insert(id, schema.clone());
-        Ok(schema)
     }
 }
