@@ -183,26 +183,31 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
 
 /// Replaces a file by `contents`, durably: after a crash it is the old one or the new one.
 pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    write_beside(path, contents, true)?;
+    put_in_place(path, |beside| {
+        let mut file = File::create(beside)?;
+        file.write_all(contents)?;
+        file.sync_all()
+    })?;
     sync_folder(path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Replaces a file that can be made again from others: no flush, a checksum in it must tell.
 pub(crate) fn replace_cache_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
-    write_beside(path, contents, false)
+    put_in_place(path, |beside| fs::write(beside, contents))
 }
 
-fn write_beside(path: &Path, contents: &[u8], durable: bool) -> Result<(), Error> {
+/// Lets `write` make a file beside the one at `path`, which then takes its place. Whatever fails
+/// before that, the old one stands; the folder is not flushed.
+pub(crate) fn put_in_place<T>(
+    path: &Path,
+    write: impl FnOnce(&Path) -> io::Result<T>,
+) -> Result<T, Error> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let beside = Path::new(&name);
-    let written = File::create(beside)
-        .and_then(|mut file| {
-            file.write_all(contents)?;
-            if durable { file.sync_all() } else { Ok(()) }
-        })
-        .map_err(Error::io("write", beside))
-        .and_then(|()| fs::rename(beside, path).map_err(Error::io("replace", path)));
+    let replace = || fs::rename(beside, path).map_err(Error::io("replace", path));
+    let written = write(beside).map_err(Error::io("write", beside));
+    let written = written.and_then(|written| replace().map(|()| written));
     if written.is_err() {
         // A half-written file takes space that a full disk needs; it is made anew each time.
         drop(fs::remove_file(beside));

@@ -244,32 +244,18 @@ impl Writer {
         let size = contents.len() as u64;
         // Whatever fails up to the rename leaves the old file in use; what follows it changes only
         // the handle, so that no entry is written to a file without a name.
-        let file = self.write_beside(contents.into())?;
+        let file = disk::put_in_place(&self.path, |beside| {
+            let file = self.disk.create(beside)?;
+            file.write_all_at(&[contents.into()], 0)?;
+            file.sync()?;
+            Ok(file)
+        })?;
         self.file = file;
         self.size = size;
         let folder = self.path.parent().unwrap_or(Path::new("."));
         disk::sync_folder(folder).inspect_err(|error| {
             let error = error.full_text();
             self.broken = Some(format!("a flush failed: {error}; restart the node"));
-        })
-    }
-
-    /// Makes the file that takes the place of ours, and puts it there.
-    fn write_beside(&self, contents: Bytes) -> Result<Arc<dyn DiskFile>, Error> {
-        let mut name = self.path.as_os_str().to_owned();
-        name.push(".new");
-        let beside = Path::new(&name);
-        let write = || {
-            let file = self.disk.create(beside)?;
-            file.write_all_at(&[contents], 0)?;
-            file.sync()?;
-            std::fs::rename(beside, &self.path)?;
-            Ok(file)
-        };
-        write().map_err(|error| {
-            // It takes space that a full disk needs.
-            drop(std::fs::remove_file(beside));
-            Error::io("write anew", &self.path)(error)
         })
     }
 }
