@@ -312,9 +312,8 @@ fn check_time(batch: &RecordBatch, newest_ms: i64) -> Result<(), Refused> {
 /// The numbers of the records without a key; reads the whole batch, and checks all else in it.
 fn records_without_key(batch: &RecordBatch) -> Result<Vec<i32>, Refused> {
     let mut numbers = Vec::new();
-    for (number, record) in batch.records(Limits::default())?.enumerate() {
-        let (number, record) = (i32::try_from(number).unwrap_or(i32::MAX), record?);
-        check_number(batch, number, &record)?;
+    for numbered in numbered(batch)? {
+        let (number, record) = numbered?;
         if record.key.is_none() {
             numbers.push(number);
         }
@@ -323,10 +322,18 @@ fn records_without_key(batch: &RecordBatch) -> Result<Vec<i32>, Refused> {
 }
 
 fn check_numbers(batch: &RecordBatch) -> Result<(), Refused> {
-    for (number, record) in batch.records(Limits::default())?.enumerate() {
-        check_number(batch, i32::try_from(number).unwrap_or(i32::MAX), &record?)?;
-    }
-    Ok(())
+    numbered(batch)?.try_for_each(|numbered| numbered.map(drop))
+}
+
+/// The records with their numbers in the batch, each checked.
+fn numbered(
+    batch: &RecordBatch,
+) -> Result<impl Iterator<Item = Result<(i32, Record), Refused>>, Refused> {
+    Ok((0..).zip(batch.records(Limits::default())?).map(|(number, record)| {
+        let record = record?;
+        check_number(batch, number, &record)?;
+        Ok((number, record))
+    }))
 }
 
 /// Each record takes the offset after the one before it: no reader expects anything else.
