@@ -69,16 +69,15 @@ impl Reserve {
     }
 
     fn grow(&self, kept: &mut Kept) -> std::io::Result<()> {
-        let file = match kept.file.take() {
+        let file = match &kept.file {
             Some(file) => file,
             None => {
                 let mut options = File::options();
                 let file = options.write(true).create(true).truncate(false).open(&self.path)?;
                 kept.bytes = file.metadata()?.len();
-                file
+                kept.file.insert(file)
             }
         };
-        let file = kept.file.insert(file);
         let step = noise();
         while kept.bytes < self.whole_bytes {
             if file.write_all_at(&step, kept.bytes).is_err() {
