@@ -8,7 +8,7 @@ use tailwater_change::{Problem, TableId};
 use super::MysqlSource;
 use super::session::Session;
 use crate::catalog::{self, CatalogTable};
-use crate::connect::{quote_name, quote_text};
+use crate::connect::quote_text;
 
 /// Engines whose changes are in transactions.
 const TRANSACTIONAL: &[&str] = &["InnoDB", "RocksDB", "TokuDB", "ndbcluster"];
@@ -173,7 +173,7 @@ async fn tables(
         Err(error) => {
             problems.push(Problem::new(
                 format!("the catalog cannot be read: {error}"),
-                format!("GRANT SELECT ON the captured databases TO {account};"),
+                source.filter.grants(account),
             ));
             return;
         }
@@ -183,9 +183,8 @@ async fn tables(
         problems.push(Problem::new(
             format!("no table matches {pattern}"),
             format!(
-                "correct the pattern, or GRANT SELECT ON {}.* TO {account} (tables without it are \
-                 not seen)",
-                database_of(&pattern)
+                "correct the pattern, or {} (tables without it are not seen)",
+                pattern.grant(account)
             ),
         ));
     }
@@ -202,12 +201,6 @@ async fn tables(
             ));
         }
     }
-}
-
-/// The database of a pattern as an SQL identifier; a pattern over databases stays what it is.
-fn database_of(pattern: &str) -> String {
-    let database = pattern.split('.').next().unwrap_or(pattern);
-    if database.contains('*') { "the databases".to_owned() } else { quote_name(database) }
 }
 
 fn of_table(source: &MysqlSource, session: &Session, table: &CatalogTable) -> Vec<Problem> {

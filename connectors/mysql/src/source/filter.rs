@@ -1,6 +1,11 @@
 //! Which tables are captured: patterns `database.table`, in which `*` stands for anything.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use tailwater_change::{Problem, TableId};
+
+use crate::connect::quote_name;
 
 /// Databases that nobody captures: the servers' own, and ours.
 const NEVER: &[&str] = &["mysql", "information_schema", "performance_schema", "sys", "tailwater"];
@@ -12,8 +17,9 @@ pub(crate) struct Filter {
     exclude: Vec<Pattern>,
 }
 
+/// One of its patterns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Pattern {
+pub(crate) struct Pattern {
     schema: String,
     name: String,
 }
@@ -45,12 +51,22 @@ impl Filter {
     pub(crate) fn unmatched<'a>(
         &'a self,
         tables: &'a [TableId],
-    ) -> impl Iterator<Item = String> + 'a {
+    ) -> impl Iterator<Item = &'a Pattern> + 'a {
         let matches_none = |pattern: &&Pattern| !tables.iter().any(|table| pattern.matches(table));
-        self.include
-            .iter()
-            .filter(matches_none)
-            .map(|pattern| format!("{}.{}", pattern.schema, pattern.name))
+        self.include.iter().filter(matches_none)
+    }
+
+    /// The statements that let `account` read all that may be captured.
+    pub(crate) fn grants(&self, account: &str) -> String {
+        let grants: BTreeSet<String> =
+            self.include.iter().map(|pattern| pattern.grant(account)).collect();
+        grants.into_iter().collect::<Vec<_>>().join(" ")
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.schema, self.name)
     }
 }
 
@@ -67,6 +83,20 @@ impl Pattern {
             }
         };
         Ok(Self { schema: schema.to_owned(), name: name.to_owned() })
+    }
+
+    /// The statement that lets `account` read the databases of the pattern. A GRANT has patterns of
+    /// its own for databases, and none for tables.
+    pub(crate) fn grant(&self, account: &str) -> String {
+        let databases = if self.schema == "*" {
+            "*".to_owned()
+        } else if self.schema.contains('*') {
+            let literal = self.schema.replace('_', "\\_").replace('%', "\\%");
+            quote_name(&literal.replace('*', "%"))
+        } else {
+            quote_name(&self.schema)
+        };
+        format!("GRANT SELECT ON {databases}.* TO {account};")
     }
 
     fn matches(&self, table: &TableId) -> bool {
@@ -118,6 +148,21 @@ mod tests {
         assert!(!all.captures(&TableId::new("tailwater", "progress")));
         assert!(Filter::new(&["orders".into()], &[], None).is_err());
         let tables = [TableId::new("shop", "orders")];
-        assert_eq!(filter.unmatched(&tables).collect::<Vec<_>>(), ["db.x"]);
+        let unmatched: Vec<String> = filter.unmatched(&tables).map(ToString::to_string).collect();
+        assert_eq!(unmatched, ["db.x"]);
+    }
+
+    #[test]
+    fn a_grant_can_be_pasted_whatever_the_pattern() {
+        for (patterns, expected) in [
+            (["shop.*", "shop.t"].as_slice(), "GRANT SELECT ON `shop`.* TO a;"),
+            (&["shop_*.t"], r"GRANT SELECT ON `shop\_%`.* TO a;"),
+            (&["a%`*.*"], r"GRANT SELECT ON `a\%``%`.* TO a;"),
+            (&["*.orders"], "GRANT SELECT ON *.* TO a;"),
+            (&["b.*", "a.*"], "GRANT SELECT ON `a`.* TO a; GRANT SELECT ON `b`.* TO a;"),
+        ] {
+            let patterns: Vec<String> = patterns.iter().map(|it| (*it).to_owned()).collect();
+            assert_eq!(Filter::new(&patterns, &[], None).unwrap().grants("a"), expected);
+        }
     }
 }
