@@ -65,17 +65,8 @@ pub(crate) fn shown(sql: &str) -> String {
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {
         let after = &rest[first.len_utf8()..];
-        let comment = |end: &str| after.split_once(end).map_or("", |(_, rest)| rest);
+        let comment = past_comment(rest);
         rest = match first {
-            // The content of `/*! … */` counts.
-            '/' if after.starts_with('*')
-                && !after.starts_with("*!")
-                && !after.starts_with("*M!") =>
-            {
-                comment("*/")
-            }
-            '#' => comment("\n"),
-            '-' if after.starts_with("- ") || after.starts_with("-\n") => comment("\n"),
             '\'' | '"' => {
                 out.push_str("'…'");
                 quoted(after, first).1
@@ -85,11 +76,11 @@ pub(crate) fn shown(sql: &str) -> String {
                 out.push_str(&crate::connect::quote_name(&name));
                 rest
             }
-            c if c.is_whitespace() => {
+            c if c.is_whitespace() || comment.is_some() => {
                 if !out.ends_with(' ') {
                     out.push(' ');
                 }
-                after
+                comment.unwrap_or(after)
             }
             c => {
                 out.push(c);
@@ -129,19 +120,15 @@ fn words(sql: &str) -> Vec<Word> {
     let mut rest = sql;
     while let Some(first) = rest.chars().next() {
         let after = &rest[first.len_utf8()..];
+        if let Some(past) = past_comment(rest) {
+            rest = past;
+            continue;
+        }
         rest = match first {
             '/' if after.starts_with("*!") || after.starts_with("*M!") => after
                 .trim_start_matches(['*', 'M', '!'])
                 .trim_start_matches(|c: char| c.is_ascii_digit()),
-            '/' if after.starts_with('*') => after.split_once("*/").map_or("", |(_, rest)| rest),
             '*' if after.starts_with('/') => &after[1..],
-            '#' => after.split_once('\n').map_or("", |(_, rest)| rest),
-            '-' if after.starts_with("- ")
-                || after.starts_with("-\n")
-                || after.starts_with("-\t") =>
-            {
-                after.split_once('\n').map_or("", |(_, rest)| rest)
-            }
             '`' | '"' | '\'' => {
                 let (text, rest) = quoted(after, first);
                 words.push(if first == '\'' { Word::Text } else { Word::Quoted(text) });
@@ -160,6 +147,19 @@ fn words(sql: &str) -> Vec<Word> {
         };
     }
     words
+}
+
+/// What follows the comment that `sql` begins with; none if it begins with none, or with `/*! … */`,
+/// whose content counts.
+fn past_comment(sql: &str) -> Option<&str> {
+    if let Some(text) = sql.strip_prefix("/*") {
+        let counts = text.starts_with('!') || text.starts_with("M!");
+        return (!counts).then(|| text.split_once("*/").map_or("", |(_, rest)| rest));
+    }
+    let ends = |c: char| c.is_whitespace() || c.is_control();
+    let dashes = || sql.strip_prefix("--").filter(|text| text.is_empty() || text.starts_with(ends));
+    let line = sql.strip_prefix('#').or_else(dashes)?;
+    Some(line.split_once('\n').map_or("", |(_, rest)| rest))
 }
 
 fn is_name(c: char) -> bool {
@@ -452,6 +452,34 @@ mod tests {
         assert!(
             matches!(parse("FROB TABLE t"), Statement::Unknown(words) if words.contains(&"t".into()))
         );
+    }
+
+    #[test]
+    fn comments_end_where_the_server_ends_them() {
+        for (sql, past) in [
+            ("/* a */ b", Some(" b")),
+            ("/*/ a */ b", Some(" b")),
+            ("/**/b", Some("b")),
+            ("/* a", Some("")),
+            ("/*! a */", None),
+            ("/*M!100600 a */", None),
+            ("-- a\nb", Some("b")),
+            ("--\ta\nb", Some("b")),
+            ("--\r\nb", Some("b")),
+            ("--\nb", Some("b")),
+            ("--", Some("")),
+            ("--1", None),
+            ("# a\nb", Some("b")),
+            ("/ 2", None),
+        ] {
+            assert_eq!(past_comment(sql), past, "{sql:?}");
+        }
+        // Both readers pass over the same.
+        for comment in ["/*/ DROP TABLE u */", "--\tx\n", "/* , u */", "#\n"] {
+            let sql = format!("DROP TABLE{comment}t");
+            assert_eq!(parse(&sql), Statement::Alter(vec![name("t")]), "{sql:?}");
+            assert_eq!(shown(&sql), "DROP TABLE t", "{sql:?}");
+        }
     }
 
     #[test]
