@@ -291,7 +291,8 @@ fn tells_bytes_apart(source: Dialect, column: &Column) -> bool {
     if source.is_like(Dialect::Mysql) {
         return column.collation.as_deref().is_some_and(collation::is_binary);
     }
-    column.native != "citext"
+    // With its schema, where that is not on the source's search path.
+    column.native.rsplit('.').next() != Some("citext")
 }
 
 fn is_enum(column: &CatalogColumn) -> bool {

@@ -93,6 +93,13 @@ async fn a_key_that_tells_fewer_texts_apart_than_the_source_is_refused() {
         like.columns[1].collation = Some("utf8mb4_unicode_520_ci".into());
         assert_eq!(bench.connector.check_table(&like, &schema.table).await, []);
 
+        // Of PostgreSQL's texts, those that do not tell case apart either.
+        for citext in ["citext", "public.citext"] {
+            schema.columns[1].native = citext.into();
+            assert_eq!(bench.connector.check_table(&schema, &schema.table).await, [], "{citext}");
+        }
+        schema.columns[1].native = postgres.into();
+
         let problems = bench.connector.check_table(&schema, &schema.table).await;
         assert_eq!(problems.len(), 1, "{problems:?}");
         for part in ["t.name", "utf8mb4_general_ci"] {
