@@ -102,7 +102,10 @@ impl Endpoint {
 
     /// Why the server refused a session, if a person must see to it.
     pub(crate) fn refusal(&self, error: &mysql_async::Error) -> Option<Problem> {
-        let mysql_async::Error::Server(said) = error else { return self.tls_refusal(error) };
+        if let Error::Driver(DriverError::UnknownAuthPlugin { name }) = error {
+            return Some(self.unknown_login(name));
+        }
+        let Error::Server(said) = error else { return self.tls_refusal(error) };
         let remedy = match said.code {
             // ER_ACCESS_DENIED_ERROR, ER_ACCESS_DENIED_NO_PASSWORD_ERROR.
             1045 | 1698 => {
@@ -124,6 +127,16 @@ impl Endpoint {
         };
         let what = format!("{self} refuses the session: {}", said.message);
         Some(Problem::new(what, remedy))
+    }
+
+    /// For an account that it does not have, a server asks for any login method: who guesses names
+    /// is not to see which there are.
+    fn unknown_login(&self, method: &str) -> Problem {
+        Problem::new(
+            format!("{self} asks for the login method {method}, which is not supported"),
+            "correct the user in `url`; if the account is there, ALTER USER … IDENTIFIED WITH \
+             caching_sha2_password BY '…'",
+        )
     }
 
     /// Why there is no encryption, if a person must see to it.
@@ -316,6 +329,15 @@ mod tests {
         assert!(Endpoint::parse("mysql://a@b/c?ssl-mode=maybe").is_err());
         let tls = Endpoint::parse("mariadb://a@b/c?ssl-mode=VERIFY_IDENTITY").unwrap();
         assert!(tls.opts().ssl_opts().is_some());
+    }
+
+    #[test]
+    fn a_login_method_that_is_not_ours_is_not_tried_for_ever() {
+        let endpoint = Endpoint::parse("mysql://app:geheim@db/shop").unwrap();
+        let plugin = DriverError::UnknownAuthPlugin { name: "sha256_password".into() };
+        let problem = endpoint.refusal(&Error::Driver(plugin)).unwrap();
+        assert!(problem.what.contains("app@db") && problem.what.contains("sha256_password"));
+        assert!(endpoint.refusal(&Error::Driver(DriverError::ConnectionClosed)).is_none());
     }
 
     #[test]

@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use async_trait::async_trait;
-use mysql_async::Conn;
 use tailwater_capture::{ReadRow, SourceError, TableReader, Wanted};
 use tailwater_change::{Kind, Problem, RowReader, RowWriter, TableId, TableSchema, Value};
 
 use crate::catalog::{self, CatalogTable};
 use crate::cell::{Scratch, recycle};
-use crate::connect::{Endpoint, Server, in_time, quote_name, quote_table};
+use crate::connect::{Endpoint, in_time, quote_name, quote_table};
+use crate::source::Session;
 use crate::text::{RAW_RESULTS, TextColumn, read_row};
 use crate::types::ColumnType;
 use crate::wire::Wire;
@@ -23,8 +23,7 @@ use crate::wire::Wire;
 pub(crate) struct KeyReader {
     wire: Wire,
     /// For the catalog.
-    conn: Conn,
-    server: Server,
+    session: Session,
     tables: HashMap<TableId, Plan>,
 }
 
@@ -65,23 +64,18 @@ impl KeyReader {
 
     async fn connect_now(endpoint: &Endpoint) -> Result<Self, SourceError> {
         let failed = |error| SourceError::unavailable(format!("connect to {endpoint}"), error);
-        let mut conn = endpoint
-            .connect()
-            .await
-            .map_err(|error| SourceError::unavailable(format!("connect to {endpoint}"), error))?;
-        let server = Server::of(&mut conn)
-            .await
-            .map_err(|error| SourceError::unavailable("ask for the server's version", error))?;
+        // First: it tells what a person must see to from what passes.
+        let session = Session::open(endpoint).await?;
         let mut wire = Wire::connect(endpoint).await.map_err(failed)?;
         wire.execute(RAW_RESULTS).await.map_err(failed)?;
-        Ok(Self { wire, conn, server, tables: HashMap::new() })
+        Ok(Self { wire, session, tables: HashMap::new() })
     }
 
     async fn plan(&mut self, schema: &TableSchema, name: &TableId) -> Result<Plan, SourceError> {
         if let Some(plan) = self.tables.get(name).filter(|plan| plan.schema == *schema) {
             return Ok(plan.clone());
         }
-        let table = catalog::table(&mut self.conn, self.server, name)
+        let table = catalog::table(&mut self.session.conn, self.session.server, name)
             .await
             .map_err(|error| SourceError::unavailable(format!("describe {name}"), error))?;
         let table = table.ok_or_else(|| missing(format!("table {name}")))?;

@@ -31,7 +31,7 @@ use tailwater_capture::{
 use tailwater_change::{Commit, Problem, TableSchema};
 
 use self::filter::Filter;
-use self::session::Session;
+pub(crate) use self::session::Session;
 use crate::catalog;
 use crate::connect::{Endpoint, quote_text};
 use crate::reader::KeyReader;

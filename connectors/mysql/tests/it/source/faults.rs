@@ -280,6 +280,21 @@ fn one_process_at_a_time_holds_the_source() {
     });
 }
 
+/// What a person must see to is not tried again for ever, whoever reads.
+#[test]
+fn a_wrong_password_stops_every_reader() {
+    on_each(async |server, database| {
+        // For an account that it does not have, MySQL takes any login method.
+        for user in ["root", "nobody", "noone", "none"] {
+            let url = server.url(database).replace("root:@", &format!("{user}:geheim@"));
+            let error = tailwater_mysql::table_reader(&url).await.err().unwrap();
+            assert_eq!(error.disposition(), Disposition::Operator, "{error:?}");
+            let said = error.to_string();
+            assert!(said.contains(user) && !said.contains("geheim"), "{said}");
+        }
+    });
+}
+
 #[test]
 fn encryption_and_passwords_work() {
     for flavor in flavors() {
