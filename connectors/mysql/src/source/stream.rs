@@ -166,7 +166,7 @@ async fn locate(
         return Ok(at(FIRST_EVENT));
     }
     let mut asked = true;
-    for position in [after.position().max(FIRST_EVENT), next] {
+    for position in [after.position(), next] {
         match session.begins_event(&name, position).await {
             Some(true) => return Ok(at(position)),
             Some(false) => {}
