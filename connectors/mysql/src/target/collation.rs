@@ -6,8 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::connect::Server;
-
 /// A collation of the target that stands for one of the source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct StandIn {
@@ -71,13 +69,14 @@ pub(super) fn is_binary(collation: &str) -> bool {
     collation == "binary" || collation.ends_with("_bin")
 }
 
-/// The collation of this character set under which as few texts are equal as the server can tell.
-pub(super) fn binary(charset: &str, server: Server) -> String {
-    match charset {
-        "utf8mb4" if server.is_mariadb() => "utf8mb4_nopad_bin".into(),
-        "utf8mb4" if server.version >= (8, 0, 17) => "utf8mb4_0900_bin".into(),
-        other => format!("{other}_bin"),
-    }
+/// The collation of this character set under which equal is equal bytes; where the server has none,
+/// the one that only takes no notice of trailing spaces.
+pub(super) fn exact(charset: &str, available: &BTreeSet<String>) -> String {
+    ["0900_bin", "nopad_bin"]
+        .into_iter()
+        .map(|name| format!("{charset}_{name}"))
+        .find(|name| available.contains(name))
+        .unwrap_or_else(|| format!("{charset}_bin"))
 }
 
 #[cfg(test)]

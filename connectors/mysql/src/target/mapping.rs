@@ -212,10 +212,7 @@ fn bytes(length: Option<u32>, usage: Usage) -> Option<String> {
 
 /// Equal is equal bytes, trailing spaces included.
 pub(super) fn exact_collation(target: &Abilities) -> String {
-    let name = ["utf8mb4_0900_bin", "utf8mb4_nopad_bin"]
-        .into_iter()
-        .find(|name| target.collations.contains(*name))
-        .unwrap_or("utf8mb4_bin");
+    let name = collation::exact("utf8mb4", &target.collations);
     format!("CHARACTER SET utf8mb4 COLLATE {name}")
 }
 

@@ -178,7 +178,7 @@ impl Session {
         let Some(catalog) = found.map_err(Failure::of)? else { return Ok(None) };
         let around = self.surroundings(to).await.map_err(Failure::of)?;
         Ok(Some(Looked {
-            shape: Shape::of(schema, &catalog, around, self.server),
+            shape: Shape::of(schema, &catalog, around, &self.abilities),
             catalog,
             around,
         }))

@@ -1,8 +1,5 @@
 //! A target table as steps need it: which columns flow, in which form, and what tells rows apart.
 
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
-
 use tailwater_apply::{TargetError, TargetTable};
 use tailwater_change::{
     Column, Dialect, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema, Value,
@@ -12,7 +9,7 @@ use super::collation::{self, equal_is_same_bytes};
 use super::mapping::{Abilities, Usage, accept, mapping};
 use super::spell::{Form, SpellError};
 use crate::catalog::{CatalogColumn, CatalogTable};
-use crate::connect::{Server, quote_name, quote_table};
+use crate::connect::{quote_name, quote_table};
 use crate::types::ColumnType;
 
 /// A column that flows, on the target.
@@ -74,13 +71,13 @@ impl Shape {
         schema: &TableSchema,
         catalog: &CatalogTable,
         around: Surroundings,
-        server: Server,
+        abilities: &Abilities,
     ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
-        let fields = fields(schema, catalog, server, &mut problems);
+        let fields = fields(schema, catalog, abilities, &mut problems);
         problems.extend(engine_problem(catalog));
         problems.extend(extra_problems(schema, catalog));
-        problems.extend(collation_problems(schema, catalog, server));
+        problems.extend(collation_problems(schema, catalog, abilities));
         let identity_indexes = identity_indexes(schema, catalog, &mut problems);
         if !problems.is_empty() {
             return Err(problems);
@@ -135,7 +132,7 @@ impl Shape {
 fn fields(
     schema: &TableSchema,
     catalog: &CatalogTable,
-    server: Server,
+    abilities: &Abilities,
     problems: &mut Vec<Problem>,
 ) -> Vec<Field> {
     let mut fields = Vec::with_capacity(schema.columns.len());
@@ -143,19 +140,21 @@ fn fields(
         let Some(to) = find(catalog, &column.name) else {
             problems.push(Problem::new(
                 format!("table {} has no column {}", catalog.table, column.name),
-                match added(schema, source, server) {
-                    Some(spelled) => format!(
-                        "run ALTER TABLE {} ADD COLUMN {} {spelled}, then `tailwater resume`",
+                // As it would be made here.
+                match mapping(schema.dialect, column, Usage::of(schema, source), abilities) {
+                    Ok(made) => format!(
+                        "run ALTER TABLE {} ADD COLUMN {} {}, then `tailwater resume`",
                         quote_table(&catalog.table),
-                        quote_name(&column.name)
+                        quote_name(&column.name),
+                        made.spelled
                     ),
-                    None => "add it to the target's table with the source's type".to_owned(),
+                    Err(_) => "add it to the target's table with the source's type".to_owned(),
                 },
             ));
             continue;
         };
         match accept(schema.dialect, column, to) {
-            Ok((form, ty)) => fields.push(field(source, to, form, ty, server)),
+            Ok((form, ty)) => fields.push(field(source, to, form, ty, abilities.dialect)),
             Err(why) => problems.push(Problem::new(
                 format!("column {}.{}: {why}", catalog.table, column.name),
                 "change the target's column so that it takes every value of the source's",
@@ -165,22 +164,7 @@ fn fields(
     fields
 }
 
-/// How a column that is missing would be made here, by a person.
-fn added(schema: &TableSchema, index: usize, server: Server) -> Option<String> {
-    let column = &schema.columns[index];
-    if !schema.dialect.is_like(server.dialect) {
-        let abilities = Abilities { dialect: server.dialect, collations: BTreeSet::new() };
-        let made = mapping(schema.dialect, column, Usage::of(schema, index), &abilities).ok()?;
-        return Some(made.spelled);
-    }
-    let mut spelled = column.native.clone();
-    if let (Some(charset), Some(collation)) = (&column.charset, &column.collation) {
-        let _infallible = write!(spelled, " CHARACTER SET {charset} COLLATE {collation}");
-    }
-    Some(spelled)
-}
-
-fn field(source: usize, to: &CatalogColumn, form: Form, ty: ColumnType, server: Server) -> Field {
+fn field(source: usize, to: &CatalogColumn, form: Form, ty: ColumnType, on: Dialect) -> Field {
     let mut definition = to.native.clone();
     if let (Some(charset), Some(collation)) = (&to.charset, &to.collation) {
         definition.push_str(&format!(" CHARACTER SET {charset} COLLATE {collation}"));
@@ -192,7 +176,7 @@ fn field(source: usize, to: &CatalogColumn, form: Form, ty: ColumnType, server: 
         form,
         // MySQL's JSON takes no bytes, other character sets would take them for their own.
         convert: if ty == ColumnType::Json {
-            !server.is_mariadb()
+            on == Dialect::Mysql
         } else {
             ty.has_charset() && !unicode
         },
@@ -253,7 +237,7 @@ fn extra_problems(schema: &TableSchema, catalog: &CatalogTable) -> Vec<Problem> 
 fn collation_problems(
     schema: &TableSchema,
     catalog: &CatalogTable,
-    server: Server,
+    abilities: &Abilities,
 ) -> Vec<Problem> {
     let key = schema.key().iter().map(|index| &schema.columns[*index]);
     let pairs = key.filter_map(|column| Some((column, find(catalog, &column.name)?)));
@@ -274,7 +258,7 @@ fn collation_problems(
                     quote_table(&catalog.table),
                     quote_name(&to.name),
                     to.native,
-                    collation::binary(charset, server),
+                    collation::exact(charset, &abilities.collations),
                     default.unwrap_or_default()
                 ),
             )

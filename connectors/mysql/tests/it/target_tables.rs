@@ -32,6 +32,36 @@ async fn a_table_that_cannot_take_the_rows_is_refused_with_every_reason() {
     .await;
 }
 
+/// The statement makes the column as Tailwater would: under a collation that this server has, and
+/// that tells texts apart as the source does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_column_comes_with_the_statement_that_adds_it() {
+    on_every_flavor(async |mut bench| {
+        bench.sql("CREATE TABLE t (id INT NOT NULL PRIMARY KEY)");
+        let mut like = bench.schema("t", vec![int("id", 1), text("c", 2, 9)]);
+        let other_brands = match bench.dialect() {
+            Dialect::Mysql => "utf8mb4_nopad_bin",
+            _ => "utf8mb4_0900_bin",
+        };
+        like.columns[1].collation = Some(other_brands.into());
+        let mut postgres = bench.schema("t", vec![int("id", 1), text("c", 2, 9)]);
+        postgres.dialect = Dialect::Postgres;
+        postgres.columns[1].collation = None;
+        for schema in [like, postgres] {
+            let problems = bench.connector.check_table(&schema, &schema.table).await;
+            let (statement, _) = problems[0].remedy.split_once(", then").unwrap();
+            bench.sql(statement.strip_prefix("run ").unwrap());
+            let table = bench.table(schema).await;
+            let row = |(id, c)| insert(&table, &[Value::Int(id), Value::Text(c)]);
+            let rows = [(1, "a"), (2, "A"), (3, "a ")].map(row).to_vec();
+            bench.applied(inserts(&table, rows)).await;
+            assert_eq!(bench.sql("SELECT COUNT(DISTINCT c) FROM t"), "3", "{}", problems[0]);
+            bench.sql("DELETE FROM t; ALTER TABLE t DROP COLUMN c");
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn triggers_fire_and_that_is_said() {
     on_every_flavor(async |mut bench| {
