@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tailwater_kafka::wire::ErrorCode;
-use tailwater_log::FlushPolicy;
+use tailwater_log::{Config, FlushPolicy};
 
 use crate::failing_disk::{EMFILE, FailingDisk, Handle};
 use crate::support::{
@@ -14,12 +15,43 @@ use crate::support::{
 
 const TOPIC: &str = "t";
 
+/// Longer than anything here takes; no test waits for it to pass.
+const LIMIT: Duration = Duration::from_secs(20);
+
 async fn scratch() -> (Scratch, Arc<FailingDisk>) {
+    scratch_with(|_| {}).await
+}
+
+async fn scratch_with(adjust: impl FnOnce(&mut Config)) -> (Scratch, Arc<FailingDisk>) {
     let disk = Arc::new(FailingDisk::default());
-    let own = Arc::clone(&disk);
-    let scratch = Scratch::with(move |config| config.disk = Arc::new(Handle(own))).await;
+    let scratch = Scratch::with(|config| {
+        on(&disk)(config);
+        adjust(config);
+    })
+    .await;
     create_topic(&scratch.log, TOPIC, &[]).await;
     (scratch, disk)
+}
+
+/// Puts a node's files on `disk`.
+fn on(disk: &Arc<FailingDisk>) -> impl FnOnce(&mut Config) + use<> {
+    let own = Arc::clone(disk);
+    move |config| config.disk = Arc::new(Handle(own))
+}
+
+/// Waits until something has become so.
+async fn until(so: impl Fn() -> bool) {
+    let waiting = async {
+        while !so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waiting).await.unwrap();
+}
+
+/// Waits until a flush has begun that had not when there were `before`.
+async fn flushed_after(disk: &FailingDisk, before: u64) {
+    until(|| disk.flushes.load(Ordering::SeqCst) > before).await;
 }
 
 #[tokio::test]
@@ -92,12 +124,7 @@ async fn our_producer_gets_through_a_full_disk_in_order_and_once() {
         producer.flush();
         if number % 100 == 60 {
             let before = disk.refusals.load(Ordering::SeqCst);
-            let seen = async {
-                while disk.refusals.load(Ordering::SeqCst) < before + 2 {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(std::time::Duration::from_secs(20), seen).await.unwrap();
+            until(|| disk.refusals.load(Ordering::SeqCst) >= before + 2).await;
             refused += 1;
             FailingDisk::set(&disk.full, false);
         }
@@ -159,11 +186,8 @@ async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
         writing.spawn(async move { produce(&log, TOPIC, next).await.unwrap() });
     }
     // All are in the log, one flush is under way, and nobody sees or hears of them.
-    while scratch.status(TOPIC).end_offset.get() < 21
-        || disk.flushes.load(Ordering::SeqCst) == before
-    {
-        tokio::task::yield_now().await;
-    }
+    until(|| scratch.status(TOPIC).end_offset.get() == 21).await;
+    flushed_after(&disk, before).await;
     assert_eq!(scratch.status(TOPIC).high_watermark.get(), 1);
     assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 1);
     assert_eq!(list_offset(&scratch.log, TOPIC, -1).await.1, 1);
@@ -182,14 +206,7 @@ async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
 #[tokio::test]
 async fn the_flush_policy_decides_what_waits_for_a_flush() {
     for (policy, flushed) in [(FlushPolicy::Always, true), (FlushPolicy::Never, false)] {
-        let disk = Arc::new(FailingDisk::default());
-        let own = Arc::clone(&disk);
-        let scratch = Scratch::with(move |config| {
-            config.disk = Arc::new(Handle(own));
-            config.flush = policy;
-        })
-        .await;
-        create_topic(&scratch.log, TOPIC, &[]).await;
+        let (scratch, disk) = scratch_with(|config| config.flush = policy).await;
         let before = disk.flushes.load(Ordering::SeqCst);
         produce_values(&scratch.log, TOPIC, &["a"]).await;
         let flushes = disk.flushes.load(Ordering::SeqCst) - before;
@@ -203,35 +220,20 @@ async fn the_flush_policy_decides_what_waits_for_a_flush() {
 
 #[tokio::test]
 async fn an_interval_flushes_by_itself() {
-    let disk = Arc::new(FailingDisk::default());
-    let own = Arc::clone(&disk);
-    let scratch = Scratch::with(move |config| {
-        config.disk = Arc::new(Handle(own));
-        config.flush = FlushPolicy::Interval(std::time::Duration::from_millis(5));
-    })
-    .await;
-    create_topic(&scratch.log, TOPIC, &[]).await;
+    let interval = FlushPolicy::Interval(Duration::from_millis(5));
+    let (scratch, disk) = scratch_with(|config| config.flush = interval).await;
     let before = disk.flushes.load(Ordering::SeqCst);
     produce_values(&scratch.log, TOPIC, &["a"]).await;
-    let flushed = async {
-        while disk.flushes.load(Ordering::SeqCst) == before {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(10), flushed).await.unwrap();
+    flushed_after(&disk, before).await;
 }
 
 #[tokio::test]
 async fn without_file_descriptors_requests_fail_and_partitions_stay() {
-    let disk = Arc::new(FailingDisk::default());
-    let own = Arc::clone(&disk);
-    let scratch = Scratch::with(move |config| {
-        config.disk = Arc::new(Handle(own));
+    let (scratch, disk) = scratch_with(|config| {
         config.segment_bytes = 1024;
         config.tail_bytes = 0;
     })
     .await;
-    create_topic(&scratch.log, TOPIC, &[]).await;
     for number in 0..30 {
         produce_values(&scratch.log, TOPIC, &[&format!("value {number}")]).await;
     }
@@ -310,18 +312,12 @@ async fn what_a_failed_flush_left_in_memory_only_is_on_the_disk_before_it_is_ser
     FailingDisk::set(&disk.flush_fails, false);
 
     let folder = scratch.die();
-    let again = |disk: &Arc<FailingDisk>| {
-        let own = Arc::clone(disk);
-        move |config: &mut tailwater_log::Config| config.disk = Arc::new(Handle(own))
-    };
-    let log = open(folder.path(), again(&disk)).await;
+    let log = open(folder.path(), on(&disk)).await;
     let served = read_all(&log, TOPIC).await;
     produce_values(&log, TOPIC, &["more"]).await;
     assert_eq!(commit(&log, "group", TOPIC, 3).await, ErrorCode::None);
     drop(log);
-    while std::fs::File::open(folder.path().join("lock")).unwrap().try_lock().is_err() {
-        tokio::task::yield_now().await;
-    }
+    until(|| std::fs::File::open(folder.path().join("lock")).unwrap().try_lock().is_ok()).await;
     disk.cut_power();
     let log = open(folder.path(), |_| {}).await;
     assert_eq!(log.partitions().remove(0).offline, None);
@@ -332,33 +328,17 @@ async fn what_a_failed_flush_left_in_memory_only_is_on_the_disk_before_it_is_ser
 
 #[tokio::test]
 async fn a_panic_in_the_background_stops_one_partition_and_the_work_goes_on() {
-    let disk = Arc::new(FailingDisk::default());
-    let own = Arc::clone(&disk);
-    let scratch = Scratch::with(move |config| {
-        config.disk = Arc::new(Handle(own));
-        config.flush = FlushPolicy::Interval(std::time::Duration::from_millis(5));
-    })
-    .await;
-    create_topic(&scratch.log, TOPIC, &[]).await;
+    let interval = FlushPolicy::Interval(Duration::from_millis(5));
+    let (scratch, disk) = scratch_with(|config| config.flush = interval).await;
     create_topic(&scratch.log, "other", &[]).await;
     FailingDisk::set(&disk.flush_panics, true);
     produce_values(&scratch.log, TOPIC, &["a"]).await;
-    let limit = std::time::Duration::from_secs(10);
-    let stopped = async {
-        while scratch.status(TOPIC).offline.is_none() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(limit, stopped).await.unwrap();
+    until(|| scratch.status(TOPIC).offline.is_some()).await;
     FailingDisk::set(&disk.flush_panics, false);
-    produce_values(&scratch.log, "other", &["b"]).await;
+    // Read first: what is produced may be flushed at once.
     let before = disk.flushes.load(Ordering::SeqCst);
-    let flushed = async {
-        while disk.flushes.load(Ordering::SeqCst) == before {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(limit, flushed).await.unwrap();
+    produce_values(&scratch.log, "other", &["b"]).await;
+    flushed_after(&disk, before).await;
     assert_eq!(scratch.status("other").offline, None);
 }
 
@@ -369,15 +349,10 @@ async fn a_producer_that_goes_away_while_it_takes_over_has_fenced_the_one_before
     disk.hold(true);
     let before = disk.flushes.load(Ordering::SeqCst);
     let taking_over = init_producer(&scratch.log, Some("role"));
-    let under_way = async {
-        while disk.flushes.load(Ordering::SeqCst) == before {
-            tokio::task::yield_now().await;
-        }
-    };
     tokio::select! {
         biased;
         _ = taking_over => panic!("the flush does not end"),
-        () = under_way => {}
+        () = flushed_after(&disk, before) => {}
     }
     disk.hold(false);
     // A request of that role has to wait for it, so the first one is what shows it.
@@ -391,8 +366,7 @@ async fn a_producer_that_goes_away_while_it_takes_over_has_fenced_the_one_before
             }
         }
     };
-    let limit = std::time::Duration::from_secs(10);
-    let code = tokio::time::timeout(limit, fenced).await.unwrap();
+    let code = tokio::time::timeout(LIMIT, fenced).await.unwrap();
     assert_eq!(code, ErrorCode::InvalidProducerEpoch);
 }
 
