@@ -16,7 +16,7 @@ mod shell;
 mod test;
 mod tidy;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -68,8 +68,29 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace this program was built from.
+/// The workspace this program was called in.
 fn root() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root_of(std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from))
+}
+
+/// Of the package that cargo says it runs. Where this program was built says less: clones that share
+/// a target folder share the program, too.
+fn root_of(package: Option<PathBuf>) -> PathBuf {
+    let package = package.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     package.parent().expect("xtask lies in the workspace").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn it_works_on_the_clone_it_is_called_in() {
+        let other = root_of(Some(PathBuf::from("/elsewhere/clone/xtask")));
+        assert_eq!(other, Path::new("/elsewhere/clone"));
+        let built = root_of(None);
+        assert_eq!(Some(built.as_path()), Path::new(env!("CARGO_MANIFEST_DIR")).parent());
+    }
 }
