@@ -38,7 +38,7 @@ enum Command {
     /// How fast, beside native replication and raw dumps.
     Bench(bench::Arguments),
     /// Format, lints, documentation, tidy, and the dependencies' licences and sources.
-    Check,
+    Check(check::Arguments),
     /// The invariants of the tree: which crate may know which, file sizes, headers.
     Tidy,
     /// Formats every file.
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Command::Demo(arguments) => demo::run(&root, &arguments),
         Command::Test(arguments) => test::run(&root, &arguments),
         Command::Bench(arguments) => bench::run(&root, &arguments),
-        Command::Check => check::run(&root),
+        Command::Check(arguments) => check::run(&root, &arguments),
         Command::Tidy => tidy::run(&root),
         Command::Fmt => shell::cargo(&root, &["fmt", "--all"]),
         Command::Db(command) => db::run(&command),

@@ -17,6 +17,9 @@ use crate::shell;
 /// A mirror that does not answer must not hold up the tests of everything else.
 const SID_LIMIT_SECONDS: &str = "1200";
 
+/// What gets the tool that looks at dependencies.
+pub(crate) const CARGO_DENY: [&str; 4] = ["cargo", "install", "--locked", "cargo-deny"];
+
 /// What stands between this machine and all tests: Debian packages, and whether tests that must
 /// run depend on them.
 struct Missing {
@@ -145,6 +148,20 @@ fn mirror_in(text: &str) -> Option<String> {
         .flat_map(str::split_whitespace)
         .find(|word| word.contains("://") && word.trim_end_matches('/').ends_with("/debian"))
         .map(str::to_owned)
+}
+
+/// Makes sure of `cargo-deny`, as far as it may and can; says whether it is there.
+pub(crate) fn cargo_deny(root: &Path, install: bool) -> bool {
+    let there = || shell::find_cargo("cargo-deny").is_some();
+    if there() || !install {
+        return there();
+    }
+    println!("installing cargo-deny for this user (once; some minutes)");
+    let mut command = shell::cargo_command(root);
+    if let Err(error) = shell::run(command.args(&CARGO_DENY[1..])) {
+        println!("no cargo-deny: {error:#}");
+    }
+    there()
 }
 
 /// Fetches Kafka's jars; without them the tests run without Kafka.

@@ -60,6 +60,14 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
+/// As [`find`], for a part of `cargo`, which looks for those in a folder of its own as well.
+pub(crate) fn find_cargo(part: &str) -> Option<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let own = home.map(|home| home.join("bin").join(part)).filter(|path| path.is_file());
+    own.or_else(|| find(part))
+}
+
 /// The command as one would type it.
 fn line(command: &Command) -> String {
     let program = Path::new(command.get_program()).file_name().unwrap_or_default();
