@@ -6,7 +6,7 @@
 use super::{Package, Violation};
 
 /// Every package, what of ours it may depend on, and what is wrong with more (the numbers are the
-/// invariants of the design's section 2). A package that is not listed has not been thought about.
+/// invariants of ARCHITECTURE.md). A package that is not listed has not been thought about.
 const ARROWS: &[(&str, &[&str], &str)] = &[
     ("tailwater-change", &[], "invariant 1: what flows stands alone"),
     ("tailwater-kafka", &[], "the protocol knows nothing of ours"),
