@@ -9,6 +9,7 @@
 
 use std::collections::HashSet;
 
+use mysql_async::prelude::{FromRow, Queryable};
 use tailwater_apply::{Change, ConflictPolicy, RowImage, StepOutcome, TargetError};
 use tailwater_change::{Operation, Problem, Value};
 
@@ -147,10 +148,8 @@ impl Session {
         let single = self.single(&shape, &statement).await?;
         match (change.operation, single) {
             (_, Single::Changed(1)) => Ok(0),
-            // Undone even where the caller goes on: a change names one row.
             (Operation::Delete | Operation::Update, Single::Changed(2..)) => {
-                self.back().await?;
-                Err(conflict(&shape, change, "the target has several rows of this key"))
+                Err(self.several(&shape, change).await)
             }
             (Operation::Delete, Single::Changed(_)) => {
                 require(policy, &shape, change, "the row to delete is not there")?;
@@ -203,9 +202,16 @@ impl Session {
         }
     }
 
+    /// A change names one row: what it did to several is undone, even where the caller goes on.
+    pub(super) async fn several(&mut self, shape: &Shape, change: &Change) -> TargetError {
+        match self.back().await {
+            Ok(()) => conflict(shape, change, "the target has several rows of this key"),
+            Err(error) => error,
+        }
+    }
+
     /// A warning means that the server bent a value. It stays out.
     async fn warned(&mut self, shape: &Shape) -> TargetError {
-        use mysql_async::prelude::Queryable;
         let rows: Result<Vec<(String, u16, String)>, _> = self.conn.query("SHOW WARNINGS").await;
         let texts: Vec<String> = match rows {
             Ok(rows) => rows
@@ -278,28 +284,32 @@ impl Session {
         statement: &[u8],
         shape: &Shape,
     ) -> Result<u64, TargetError> {
-        use mysql_async::prelude::Queryable;
-        let found: Result<Option<u64>, _> = self.conn.query_first(statement).await;
-        found.map(Option::unwrap_or_default).map_err(|error| {
+        self.first(statement, shape).await.map(Option::unwrap_or_default)
+    }
+
+    /// The first row of a query on the table.
+    async fn first<R: FromRow + Send + 'static>(
+        &mut self,
+        statement: &[u8],
+        shape: &Shape,
+    ) -> Result<Option<R>, TargetError> {
+        self.conn.query_first(statement).await.map_err(|error| {
             super::failure::Failure::of(error).into_target(&on("read", &shape.target.name))
         })
     }
 
-    /// Where the target takes different keys for equal, the row that stands there may be another:
-    /// making it equal would lose it.
-    async fn same_key(
+    /// Why the row that stands in the way was not made equal to `key`'s: where the target takes
+    /// different keys for equal, it may be another, and would be lost.
+    async fn not_found(
         &mut self,
         shape: &Shape,
         change: &Change,
         key: &[Value<'_>],
-    ) -> Result<(), TargetError> {
-        use mysql_async::prelude::Queryable;
-        let Some(statement) = sql::other_key(shape, key)? else { return Ok(()) };
-        let found: Result<Option<mysql_async::Row>, _> = self.conn.query_first(statement).await;
-        let found = found.map_err(|error| {
-            super::failure::Failure::of(error).into_target(&on("read", &shape.target.name))
-        })?;
-        let Some(found) = found else { return Ok(()) };
+    ) -> Result<TargetError, TargetError> {
+        let gone = || conflict(shape, change, "the row is there and cannot be found");
+        let Some(statement) = sql::other_key(shape, key)? else { return Ok(gone()) };
+        let found: Option<mysql_async::Row> = self.first(&statement, shape).await?;
+        let Some(found) = found else { return Ok(gone()) };
         let texts = (0..shape.folding.len()).map(|at| found.get::<String, _>(at));
         let names = shape.folding.iter().map(|at| &shape.fields[*at].name);
         let there: Vec<String> = names
@@ -313,7 +323,7 @@ impl Session {
         let what = format!(
             "the target takes its key for equal to that of another row, {there}, which is there"
         );
-        Err(conflict(shape, change, &what))
+        Ok(conflict(shape, change, &what))
     }
 
     /// Makes the row that has `change`'s new identity equal to it.
@@ -323,14 +333,12 @@ impl Session {
         }
         let mut images = Images::default();
         images.read(shape, change)?;
-        self.same_key(shape, change, &images.new).await?;
         let mut statement = Vec::new();
         sql::put_update(shape, &images.new, &images.new, true, &mut statement)?;
         match self.single(shape, &statement).await? {
             Single::Changed(1) => Ok(()),
-            Single::Changed(count) => {
-                Err(conflict(shape, change, &format!("the row is there {count} times")))
-            }
+            Single::Changed(0) => Err(self.not_found(shape, change, &images.new).await?),
+            Single::Changed(_) => Err(self.several(shape, change).await),
             Single::Duplicate(key) => Err(conflict(
                 shape,
                 change,

@@ -35,7 +35,7 @@ impl Session {
             || conflict(&shape, change, &format!("another row has its value of unique key {key}"));
         let members = members(&shape, changes, at).ok_or_else(taken)?;
         // What more the transaction changes comes in a later part, when these rows are in.
-        let cut = changes.last().is_some_and(|last| last.place.same_transaction(&change.place));
+        let goes_on = changes.last().is_some_and(|last| last.place.same_transaction(&change.place));
         let together: Vec<&Change> = members.iter().map(|at| &changes[*at]).collect();
         let there = self.identities_there(&shape, &together).await?;
         let net = Net::of(&shape, &together, &there)?.ok_or_else(taken)?;
@@ -47,7 +47,7 @@ impl Session {
             sql::put_delete(&shape, &images.old, &mut statement)?;
             let single = self.single(&shape, &statement).await?;
             if matches!(single, Single::Changed(2..)) {
-                return Err(conflict(&shape, change, "the target has several rows of a key"));
+                return Err(self.several(&shape, change).await);
             }
             if !matches!(single, Single::Changed(1)) {
                 require(policy, &shape, change, "a row to change is not there")?;
@@ -62,7 +62,7 @@ impl Session {
                 ..change.clone()
             };
             let met = self.insert_or_equalise(&shape, &insert).await;
-            let met = met.map_err(|error| if cut { of_parts(error) } else { error })?;
+            let met = met.map_err(|error| if goes_on { of_parts(error) } else { error })?;
             if met > 0 {
                 require(policy, &shape, &insert, "the row is already there")?;
             }
