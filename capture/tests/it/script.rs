@@ -13,7 +13,7 @@ use tailwater_change::{
     Column, Commit, Dialect, Identity, Kind, Operation, Ordinal, Problem, TableId, TableSchema,
     Value,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// A transaction: its commit and the ids that it inserts, each with a text of this length.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub(crate) struct Script {
     /// The snapshot breaks after this many rows, once.
     pub(crate) break_snapshot_after: AtomicUsize,
     pub(crate) snapshots: AtomicUsize,
+    /// How often capture has asked who the server is: with every attempt.
+    pub(crate) attempts: watch::Sender<usize>,
     /// The source no longer has what a stream would go on from, until the next snapshot.
     pub(crate) lost: AtomicBool,
     /// The source does not answer.
@@ -116,6 +118,7 @@ impl SourceConnector for Scripted {
     }
 
     async fn server(&self) -> Result<ServerIdentity, SourceError> {
+        self.0.attempts.send_modify(|attempts| *attempts += 1);
         if self.0.away.load(Ordering::SeqCst) {
             return Err(broken("connect"));
         }
