@@ -7,6 +7,8 @@
 //! and fails where a test has asked it to.
 
 mod cell;
+mod database;
+mod effect;
 mod faults;
 mod planted;
 mod script;
@@ -18,9 +20,10 @@ mod target;
 pub mod contract;
 
 pub use cell::Cell;
+pub use database::{Committed, MemoryDatabase};
 pub use faults::{Fault, Faults, Op};
 pub use planted::Planted;
 pub use script::{Script, ScriptedChange, ScriptedTransaction};
 pub use source::MemorySource;
 pub use table::{Definition, MemoryTable, UniqueChecks};
-pub use target::{Committed, MemoryDatabase, MemoryTarget};
+pub use target::MemoryTarget;
