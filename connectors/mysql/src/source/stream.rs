@@ -81,15 +81,16 @@ pub(crate) async fn open(
             (state, end.commit(), delivered)
         }
         Some(resume) => {
-            let state = State::read(&resume.state)?;
+            let mut state = State::read(&resume.state)?;
+            // What is not captured any more leaves the state, which is written before the first
+            // row: capturing it again, without what happened meanwhile, is then noticed.
+            state.schemas.retain(|schema| source.filter.captures(&schema.table));
             let from = locate(&mut session, &state, resume).await?;
             (state, from, Delivered { through: resume.after, again: resume.again })
         }
     };
     for schema in &state.schemas {
-        if source.filter.captures(&schema.table) {
-            tables.add(Arc::clone(schema), true);
-        }
+        tables.add(Arc::clone(schema), true);
     }
     for schema in now {
         tables.add(schema, false);
