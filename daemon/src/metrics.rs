@@ -122,7 +122,7 @@ impl Roles {
         )?;
         for (pipeline, role) in &self.0.pipelines {
             let latency = role.handle.metrics().snapshot().latency;
-            let bounds = LATENCY_BOUNDS_SECONDS.into_iter().chain([f64::MAX]);
+            let bounds = LATENCY_BOUNDS_SECONDS.into_iter().chain([f64::INFINITY]);
             let buckets: Vec<(f64, u64)> = bounds.zip(latency.counts.iter().copied()).collect();
             let labels = [("pipeline", pipeline.clone())];
             family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(
