@@ -58,8 +58,8 @@ impl Verifier<'_> {
         schema: &TableSchema,
         name: &TableId,
     ) -> anyhow::Result<()> {
-        let source = bag(&mut *self.from, schema, &schema.table).await?;
-        let target = bag(&mut *self.to, schema, name).await?;
+        let source = bag(&mut *self.from, schema, &schema.table, |_| {}).await?;
+        let target = bag(&mut *self.to, schema, name, |_| {}).await?;
         self.verdict.rows += source.sum().rows;
         if source == target {
             return Ok(());
@@ -67,10 +67,10 @@ impl Verifier<'_> {
         let mut times = 0;
         for _look in 0..LOOKS {
             let begin = self.flow.end().await?;
-            let before = bag(&mut *self.from, schema, &schema.table).await?;
+            let before = bag(&mut *self.from, schema, &schema.table, |_| {}).await?;
             self.flow.pass().await?;
-            let target = bag(&mut *self.to, schema, name).await?;
-            let after = bag(&mut *self.from, schema, &schema.table).await?;
+            let target = bag(&mut *self.to, schema, name, |_| {}).await?;
+            let after = bag(&mut *self.from, schema, &schema.table, |_| {}).await?;
             if target == before || target == after {
                 return Ok(());
             }
@@ -114,10 +114,13 @@ impl Verifier<'_> {
             }
         }
         let mut surplus = Surplus::new();
-        let more = |hash| *surplus.entry(hash).or_default() += 1;
-        let there = count(&mut *self.from, schema, &schema.table, &picked, more).await?;
-        let less = |hash| *surplus.entry(hash).or_default() -= 1;
-        let here = count(&mut *self.to, schema, name, &picked, less).await?;
+        let mut count = |hash, rows| {
+            if picked.contains(&bucket_of(hash)) {
+                *surplus.entry(hash).or_default() += rows;
+            }
+        };
+        let there = bag(&mut *self.from, schema, &schema.table, |hash| count(hash, 1)).await?;
+        let here = bag(&mut *self.to, schema, name, |hash| count(hash, -1)).await?;
         let same = |counted: &Bag, bag: &Bag| {
             picked.iter().all(|&at| counted.buckets[at] == bag.buckets[at])
         };
@@ -166,35 +169,18 @@ impl Verifier<'_> {
     }
 }
 
+/// A table as it is now; `each` gets the hash of every row.
 async fn bag(
     side: &mut dyn TableReader,
     schema: &TableSchema,
     name: &TableId,
-) -> anyhow::Result<Bag> {
-    let mut bag = Bag { buckets: vec![Seen::default(); BUCKETS] };
-    side.read(schema, name, Wanted::All, &mut |row| {
-        let hash = hash(&row.row);
-        bag.buckets[bucket_of(hash)].add(hash);
-    })
-    .await?;
-    Ok(bag)
-}
-
-/// Gives the hashes that fall into the buckets `picked`.
-async fn count(
-    side: &mut dyn TableReader,
-    schema: &TableSchema,
-    name: &TableId,
-    picked: &BTreeSet<usize>,
     mut each: impl FnMut(u128) + Send,
 ) -> anyhow::Result<Bag> {
     let mut bag = Bag { buckets: vec![Seen::default(); BUCKETS] };
     side.read(schema, name, Wanted::All, &mut |row| {
         let hash = hash(&row.row);
-        if picked.contains(&bucket_of(hash)) {
-            bag.buckets[bucket_of(hash)].add(hash);
-            each(hash);
-        }
+        bag.buckets[bucket_of(hash)].add(hash);
+        each(hash);
     })
     .await?;
     Ok(bag)

@@ -13,9 +13,11 @@
 //! source's, time after time, is different. Then the target is walked for keys that the source does
 //! not have.
 //!
-//! Nothing is locked. Rows are compared by what they hash to and never held: memory is the keys of a
-//! chunk and of what is set aside, and one row. A table without a key is compared as a bag of
-//! hashes (`keyless`).
+//! Nothing is locked. Rows are compared by what they hash to, and one at a time is held. What stays
+//! while a table is compared are keys and hashes, both bounded in number: the keys of a chunk and of
+//! what is set aside (`keyed`), and the states into which the log says that rows were changed
+//! (`live`), which at their most are some 40 MB with what finds them. A table without a key is
+//! compared as a bag of hashes (`keyless`).
 
 mod keyed;
 mod keyless;
