@@ -1,10 +1,12 @@
 //! The schema registry's listener: what Confluent's deserializers ask, in their words.
 //!
-//! Reading only. Who writes schemas is capture, through the topic; a `POST` is answered 405.
+//! Reading only. Who writes schemas is capture, through the topic; a `POST` to one of these paths is
+//! answered 405, and every other path 404.
 //! <https://docs.confluent.io/platform/current/schema-registry/develop/api.html>
 //!
 //! | path | answers |
 //! |---|---|
+//! | `GET /` | `{}`: clients ask it whether there is a registry |
 //! | `GET /subjects` | every subject |
 //! | `GET /subjects/S/versions` | its versions |
 //! | `GET /subjects/S/versions/V` | `V` a number, `latest` or `-1` |
@@ -12,6 +14,7 @@
 //! | `GET /schemas/ids/I`, `…/schema` | by id |
 //! | `GET /schemas/types` | `["PROTOBUF"]` |
 //! | `GET /config` | `NONE`: an ALTER on the source never blocks capture |
+//! | `GET /mode` | `READONLY` |
 
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};

@@ -8,8 +8,16 @@ use tailwater_scratch::{Flavor, free_port};
 use crate::world::{PATIENCE, World};
 
 fn get(port: u16, path: &str) -> (u16, String) {
+    ask(port, "GET", path, "")
+}
+
+fn ask(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -43,5 +51,15 @@ fn every_record_s_schema_is_served_as_confluent_serves_it() {
     assert_eq!(get(port, "/subjects/nobody/versions").0, 404);
     assert_eq!(get(port, "/schemas/ids/99999").0, 404);
     assert_eq!(get(port, &format!("/subjects/{subject}/versions/x")).0, 422);
+    assert_eq!(get(port, "/"), (200, "{}".to_owned()));
+    assert_eq!(get(port, "/mode"), (200, "{\"mode\":\"READONLY\"}".to_owned()));
+    // Nobody but capture writes: a registration is refused, and leaves nothing behind.
+    let schema = "{\"schemaType\":\"PROTOBUF\",\"schema\":\"syntax = \\\"proto3\\\";\"}";
+    for path in [format!("/subjects/{subject}/versions"), "/config".to_owned()] {
+        assert_eq!(ask(port, "POST", &path, schema).0, 405, "{path}");
+    }
+    assert_eq!(get(port, &format!("/subjects/{subject}/versions")), (200, "[1]".to_owned()));
+    assert_eq!(ask(port, "POST", "/compatibility", schema).0, 404);
+    assert_eq!(get(port, "/nowhere").0, 404);
     world.tailwater.stop().unwrap();
 }
