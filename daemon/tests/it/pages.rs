@@ -1,5 +1,5 @@
 //! Pages of docs/ that say what the code says: docs/types.md is made of the connectors' mappings,
-//! and docs/promises.md names tests, each of which must exist.
+//! and docs/promises.md names tests, each of which must be there and be run.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -99,10 +99,48 @@ fn named(page: &str) -> Vec<(String, String)> {
 fn missing(page: &str) -> Vec<String> {
     let exists = |(file, test): &(String, String)| {
         let text = std::fs::read_to_string(tree().join(file)).unwrap_or_default();
-        text.contains(&format!("fn {test}("))
+        has_test(&text, test)
     };
     let lost = named(page).into_iter().filter(|name| !exists(name));
     lost.map(|(file, test)| format!("{file}::{test}")).collect()
+}
+
+/// Whether the text has a function of that name which the test runner calls: without the attribute
+/// above it, it is a function like others.
+fn has_test(text: &str, name: &str) -> bool {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let function = format!("fn {name}(");
+    let is_it = |line: &str| {
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        line.starts_with(&function)
+    };
+    let attributes = |at: usize| {
+        let above = lines[..at].iter().rev();
+        above.take_while(|line| line.starts_with('#') || line.starts_with("//"))
+    };
+    let runs = |line: &&str| line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+    let ignored = |line: &&str| line.starts_with("#[ignore");
+    (0..lines.len())
+        .any(|at| is_it(lines[at]) && attributes(at).any(runs) && !attributes(at).any(ignored))
+}
+
+#[test]
+fn a_function_is_a_test_by_its_attribute() {
+    for text in [
+        "#[test]\nfn a() {}",
+        "    #[tokio::test(start_paused = true)]\n    /// Why.\n    async fn a() {}",
+        "fn a() {}\n}\n#[test]\n#[expect(clippy::panic)]\nfn a() {}",
+    ] {
+        assert!(has_test(text, "a"), "{text}");
+    }
+    for text in [
+        "fn a() {}",
+        "#[test]\nfn b() {}\nfn a() {}",
+        "#[test]\n#[ignore = \"long\"]\nfn a() {}",
+        "// fn a() {}\n#[test]\nfn ab() {}",
+    ] {
+        assert!(!has_test(text, "a"), "{text}");
+    }
 }
 
 #[test]
