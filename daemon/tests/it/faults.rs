@@ -1,5 +1,7 @@
-//! What is not there, falls silent, refuses, dies or runs full: the roles it concerns are `retrying`
-//! and say why, then go on by themselves, and the target ends equal, with every change once.
+//! What is cut off, falls silent, refuses, dies or runs full. What lasts until it is mended shows: the
+//! role that it concerns is `retrying` and says why. However it was, the roles go on by themselves,
+//! no error stays in the status, and the target ends equal, with every change once: among the tables
+//! is one without a key, where a second time would be a second row.
 
 use anyhow::{Context, Result};
 use tailwater_scratch::{Cut, Flavor, Proxy, Server, SmallDisk, Tailwater, wait_until};

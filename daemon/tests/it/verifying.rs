@@ -41,8 +41,9 @@ fn under_load(from: Flavor, to: Flavor, seed: u64) -> Result<()> {
         ensure!(verified.code == Some(0), "{verified:?}");
         looks += 1;
     }
-    println!("{looks} times");
     load.join().expect("no panic")?;
+    println!("{looks} times");
+    ensure!(looks > 0, "nobody looked while the source was busy");
 
     let wrong = "UPDATE hot SET t = 'wrong' WHERE id = 2; INSERT INTO events VALUES (98, 'extra');";
     world.to.0.sql(&world.to.1, wrong)?;
