@@ -110,7 +110,7 @@ impl Topics {
         for folder in [&topics.live, &topics.staging] {
             fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
-        disk::sync_folder(data_dir)?;
+        disk::sync_folder(&*topics.shared.config.disk, data_dir)?;
         for entry in fs::read_dir(&topics.live).map_err(Error::io("list", &topics.live))? {
             let folder = entry.map_err(Error::io("list", &topics.live))?.path();
             let topic = topics.open_topic(&folder, |folder, name, config, shared| {
@@ -162,7 +162,7 @@ impl Topics {
         let made = self.stage(&staged, id, new).and_then(|()| {
             let folder = self.live.join(&new.name);
             fs::rename(&staged, &folder).map_err(Error::io("create", &folder))?;
-            disk::sync_folder(&self.live)
+            disk::sync_folder(&*self.shared.config.disk, &self.live)
                 .and_then(|()| self.open_topic(&folder, Partition::open_new))
                 .inspect_err(|_| {
                     // Failing that, the next start finds an empty topic.
@@ -190,7 +190,7 @@ impl Topics {
         self.by_name.write().unwrap_or_else(PoisonError::into_inner).remove(&topic.name);
         self.by_id.write().unwrap_or_else(PoisonError::into_inner).remove(&topic.id);
         self.shared.partition_count.fetch_sub(topic.partitions.len(), Ordering::Relaxed);
-        disk::sync_folder(&self.live)?;
+        disk::sync_folder(&*self.shared.config.disk, &self.live)?;
         fs::remove_dir_all(&staged).map_err(Error::io("remove", &staged))
     }
 

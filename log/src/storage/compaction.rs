@@ -215,11 +215,12 @@ impl Partition {
         }
         let path = segment::path(&self.folder, segment.base, Kind::Log);
         let index_path = segment::path(&self.folder, segment.base, Kind::Index);
+        let disk = &*self.shared.config.disk;
         let renamed = disk::remove_file(&index_path)
-            .and_then(|()| disk::sync_folder(&self.folder))
+            .and_then(|()| disk::sync_folder(disk, &self.folder))
             .and_then(|()| fs::rename(&cleaned.path, &path).map_err(Error::io("replace", &path)));
         let written = match &renamed {
-            Ok(()) => disk::sync_folder(&self.folder)
+            Ok(()) => disk::sync_folder(disk, &self.folder)
                 .and_then(|()| cleaned.index.write(&index_path, cleaned.size, segment.end)),
             Err(_) => Ok(()),
         };

@@ -1,7 +1,7 @@
 //! The few file operations that carry a promise, behind a trait that tests can make fail.
 //!
-//! Only segment files go through it: they are where a full disk, a failed flush or a torn write
-//! decides between kept and lost. Small files (checkpoints, topic descriptions) are replaced whole
+//! Only segment files and journals go through it, with the folders that name them: they are where a
+//! full disk, a failed flush or a torn write decides between kept and lost. Small files (checkpoints, topic descriptions) are replaced whole
 //! by [`replace_file`], which either happened or did not.
 
 use std::fmt;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 
 use crate::Error;
 
-/// Opens segment files.
+/// Opens segment files and journals.
 pub trait Disk: fmt::Debug + Send + Sync {
     /// Makes an empty file, replacing one of that name.
     ///
@@ -29,6 +29,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the system says.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Makes the names in a folder survive a power cut.
+    ///
+    /// # Errors
+    /// What the system says; it is then unknown which of them would.
+    fn sync_folder(&self, path: &Path) -> io::Result<()>;
 }
 
 /// An open segment file. One writer at a time, any number of readers.
@@ -86,6 +92,10 @@ impl Disk for FileSystem {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         Ok(Arc::new(SystemFile(file)))
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
     }
 }
 
@@ -176,9 +186,9 @@ pub(crate) fn write_again(
     file.sync().map_err(Error::io("flush", path))
 }
 
-/// Makes the names in a folder survive a power cut.
-pub(crate) fn sync_folder(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(Error::io("flush folder", path))
+/// As [`Disk::sync_folder`], with what was being done in the error.
+pub(crate) fn sync_folder(disk: &dyn Disk, path: &Path) -> Result<(), Error> {
+    disk.sync_folder(path).map_err(Error::io("flush folder", path))
 }
 
 /// Replaces a file by `contents`, durably: after a crash it is the old one or the new one.
@@ -188,7 +198,7 @@ pub(crate) fn replace_file(path: &Path, contents: &[u8]) -> Result<(), Error> {
         file.write_all(contents)?;
         file.sync_all()
     })?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(&FileSystem, path.parent().unwrap_or(Path::new(".")))
 }
 
 /// Replaces a file that can be made again from others: no flush, a checksum in it must tell.

@@ -113,7 +113,7 @@ impl Partition {
     fn create_segment(&self, path: &Path) -> Result<Arc<dyn DiskFile>, Error> {
         let disk = &self.shared.config.disk;
         let created = disk.create(path).map_err(Error::io("create", path));
-        let made = created.and_then(|file| disk::sync_folder(&self.folder).map(|()| file));
+        let made = created.and_then(|file| disk::sync_folder(&**disk, &self.folder).map(|()| file));
         if made.is_err() {
             disk::remove_file(path).inspect_err(|error| {
                 self.stop(Stopped::Offline(error.full_text()));

@@ -253,7 +253,7 @@ impl Writer {
         self.file = file;
         self.size = size;
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        disk::sync_folder(folder).inspect_err(|error| {
+        disk::sync_folder(&*self.disk, folder).inspect_err(|error| {
             let error = error.full_text();
             self.broken = Some(format!("a flush failed: {error}; restart the node"));
         })
@@ -501,6 +501,53 @@ mod tests {
                 return Err(std::io::Error::other("opened before"));
             }
             FileSystem.open(path)
+        }
+
+        fn sync_folder(&self, path: &Path) -> std::io::Result<()> {
+            FileSystem.sync_folder(path)
+        }
+    }
+
+    /// A file system that cannot make names durable.
+    #[derive(Debug)]
+    struct ForgetsNames;
+
+    impl Disk for ForgetsNames {
+        fn create(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+            FileSystem.create(path)
+        }
+
+        fn open(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+            FileSystem.open(path)
+        }
+
+        fn sync_folder(&self, _path: &Path) -> std::io::Result<()> {
+            Err(std::io::Error::other("no name is kept"))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_journal_whose_new_name_may_be_lost_takes_nothing_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        // What a power cut then leaves is the old file, which is whole up to here.
+        let before = folder.path().join("before");
+        let journal = Journal::open(&path, &shared_on(Arc::new(ForgetsNames))).unwrap();
+        std::fs::hard_link(&path, &before).unwrap();
+        let large = "x".repeat(100_000);
+        let mut taken = 0;
+        let error = loop {
+            match journal.change(vec![set("key", &format!("{large}{taken}"))]).await {
+                Ok(()) => taken += 1,
+                Err(error) => break error,
+            }
+            assert!(taken < 100, "it is never written anew");
+        };
+        assert!(error.full_text().contains("no name is kept"), "{}", error.full_text());
+        assert!(journal.change(vec![set("key", "more")]).await.is_err());
+        journal.close().unwrap();
+        for path in [&before, &path] {
+            assert!(text(&open(path).unwrap()).ends_with(&format!("x{}", taken - 1)));
         }
     }
 

@@ -230,7 +230,7 @@ impl Opening<'_> {
         }
         let path = segment::path(self.folder, description.start, Kind::Log);
         self.shared.config.disk.create(&path).map_err(Error::io("create", &path))?;
-        disk::sync_folder(self.folder)
+        disk::sync_folder(&*self.shared.config.disk, self.folder)
     }
 
     fn continuity(&self) -> Continuity {

@@ -25,8 +25,9 @@ pub(crate) struct FailingDisk {
     pub(crate) flush_panics: AtomicBool,
     pub(crate) cut_fails: AtomicBool,
     pub(crate) flushes: AtomicU64,
-    /// The system's error number at every opening of a file; 0: none.
+    /// The system's error number at every opening of a segment; 0: none.
     pub(crate) open_error: AtomicI32,
+    pub(crate) folder_flush_fails: AtomicBool,
     /// While set, a flush does not end.
     held: Mutex<bool>,
     released: Condvar,
@@ -65,10 +66,12 @@ impl FailingDisk {
         }
     }
 
-    fn check_open(&self) -> io::Result<()> {
+    fn check_open(&self, path: &Path) -> io::Result<()> {
         match self.open_error.load(Ordering::SeqCst) {
-            0 => Ok(()),
-            number => Err(io::Error::from_raw_os_error(number)),
+            number if number != 0 && path.extension().is_some_and(|kind| kind == "log") => {
+                Err(io::Error::from_raw_os_error(number))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -89,13 +92,20 @@ struct FailingFile {
 
 impl Disk for Handle {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.0.check_open()?;
+        self.0.check_open(path)?;
         Ok(self.0.file(path, FileSystem.create(path)?))
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.0.check_open()?;
+        self.0.check_open(path)?;
         Ok(self.0.file(path, FileSystem.open(path)?))
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        if self.0.folder_flush_fails.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the folder is gone"));
+        }
+        FileSystem.sync_folder(path)
     }
 }
 
