@@ -41,6 +41,9 @@ const GROUPS: &str = "groups.journal";
 /// How often flush marks are made durable, and with them how old one may be after a power cut.
 const BACKGROUND_SYNC: Duration = Duration::from_secs(1);
 
+/// How soon a partition is tried again that could not be opened: it takes reading its last segment.
+const REFUSED_PAUSE: Duration = Duration::from_secs(1);
+
 /// A log node.
 pub struct Log {
     pub(crate) shared: Arc<Shared>,
@@ -96,7 +99,8 @@ impl Log {
     ///
     /// # Errors
     /// If the folder is in use, belongs to another node, or cannot be understood. A damaged
-    /// partition is no error: it is offline, and [`Log::partitions`] says why.
+    /// partition is no error: it is offline, and [`Log::partitions`] says why. One for which there
+    /// were no files, no memory or no space is tried again while the node runs.
     pub async fn open(config: Config) -> Result<Arc<Self>, Error> {
         config.validate()?;
         let opening = tokio::task::spawn_blocking(move || Self::open_blocking(config));
@@ -232,6 +236,11 @@ impl Log {
             Arc::clone(&self.topics),
             self.stop_tasks.clone(),
         ));
+        tasks.spawn(open_refused(
+            Arc::clone(&self.topics),
+            Arc::clone(&self.producers),
+            self.stop_tasks.clone(),
+        ));
         tasks.spawn(look_after_retention(
             Arc::clone(&self.shared),
             Arc::clone(&self.topics),
@@ -318,6 +327,29 @@ async fn sync_in_background(shared: Arc<Shared>, topics: Arc<Topics>, stop: Canc
         });
         if synced.await.is_err() {
             tracing::error!("flushing in the background failed; tried again");
+        }
+    }
+}
+
+/// Opens the partitions for which there were no files, no memory or no space at the start, until
+/// none of them is left.
+async fn open_refused(
+    topics: Arc<Topics>,
+    producers: Arc<ProducerRegistry>,
+    stop: CancellationToken,
+) {
+    while sleep_unless(&stop, REFUSED_PAUSE).await {
+        let (topics, producers) = (Arc::clone(&topics), Arc::clone(&producers));
+        let opening = tokio::task::spawn_blocking(move || {
+            let partitions = topics.all().into_iter().flat_map(|topic| topic.partitions.clone());
+            let left = partitions.filter(|partition| {
+                let again = |one: &Partition| one.open_again(|seen| producers.learn(seen));
+                partition.guard(again) == Some(true)
+            });
+            left.count()
+        });
+        if opening.await.is_ok_and(|left| left == 0) {
+            return;
         }
     }
 }

@@ -108,6 +108,12 @@ impl Fencing {
         }
     }
 
+    fn set_all(&self, entries: &Entries) {
+        for (producer, epoch) in fences(entries) {
+            self.set(producer, epoch);
+        }
+    }
+
     fn set(&self, producer: ProducerId, epoch: ProducerEpoch) {
         self.epochs.write().unwrap_or_else(PoisonError::into_inner).insert(producer, epoch);
     }
@@ -122,29 +128,41 @@ impl ProducerRegistry {
         journal: Journal,
         seen: &HashMap<ProducerId, ProducerEpoch>,
     ) -> Result<Self, Error> {
-        let changes = journal.read(|entries| missing(entries, seen));
+        let registry = Self::new(journal);
+        registry.learn(seen)?;
+        Ok(registry)
+    }
+
+    fn new(journal: Journal) -> Self {
+        let fencing = Fencing::default();
+        let until = journal.read(|entries| {
+            fencing.set_all(entries);
+            next_id(entries)
+        });
+        // The rest of a block that was being given out is lost, not given twice.
+        let ids = Mutex::new(IdBlock { next: until, until });
+        Self { journal, ids, fencing: Arc::new(fencing) }
+    }
+
+    /// Gives nothing from now on that a partition has `seen`. Blocks.
+    ///
+    /// # Errors
+    /// If the journal is behind and could not take that.
+    pub(crate) fn learn(&self, seen: &HashMap<ProducerId, ProducerEpoch>) -> Result<(), Error> {
+        let mut ids = self.ids.blocking_lock();
+        let changes = self.journal.read(|entries| missing(entries, seen));
         if !changes.is_empty() {
             tracing::warn!(
                 entries = changes.len(),
                 "the partitions know newer producers than producers.journal; it is brought up to \
                  date"
             );
-            journal.change_blocking(changes)?;
+            self.journal.change_blocking(changes)?;
+            self.journal.read(|entries| self.fencing.set_all(entries));
         }
-        Ok(Self::new(journal))
-    }
-
-    fn new(journal: Journal) -> Self {
-        let fencing = Fencing::default();
-        let until = journal.read(|entries| {
-            for (producer, epoch) in fences(entries) {
-                fencing.set(producer, epoch);
-            }
-            next_id(entries)
-        });
-        // The rest of a block that was being given out is lost, not given twice.
-        let ids = Mutex::new(IdBlock { next: until, until });
-        Self { journal, ids, fencing: Arc::new(fencing) }
+        ids.next = ids.next.max(above(seen));
+        ids.until = ids.until.max(ids.next);
+        Ok(())
     }
 
     /// The fence in front of every partition.
@@ -225,9 +243,7 @@ impl ProducerRegistry {
 
 /// What brings the journal up to the producers that the partitions have seen.
 fn missing(entries: &Entries, seen: &HashMap<ProducerId, ProducerEpoch>) -> Vec<Change> {
-    // Ids are given from 0 on: the greatest ones are somebody's invention, and leave no room.
-    let given = seen.keys().map(|id| id.get()).filter(|id| *id < i64::MAX / 2);
-    let next = given.max().map_or(0, |id| id + 1);
+    let next = above(seen);
     let mut changes = Vec::new();
     if next > next_id(entries) {
         changes.push((vec![NEXT_ID], Some(Bytes::copy_from_slice(&next.to_be_bytes()))));
@@ -241,6 +257,13 @@ fn missing(entries: &Entries, seen: &HashMap<ProducerId, ProducerEpoch>) -> Vec<
         }
     }
     changes
+}
+
+/// The first id above all that were seen.
+fn above(seen: &HashMap<ProducerId, ProducerEpoch>) -> i64 {
+    // Ids are given from 0 on: the greatest ones are somebody's invention, and leave no room.
+    let given = seen.keys().map(|id| id.get()).filter(|id| *id < i64::MAX / 2);
+    given.max().map_or(0, |id| id + 1)
 }
 
 fn next_id(entries: &Entries) -> i64 {
@@ -347,8 +370,18 @@ mod tests {
         let registry = opening.await.unwrap();
         assert!(registry.fencing().admit(producer, ProducerEpoch::new(6)).is_err());
         assert_eq!(registry.init(role("a")).await.unwrap(), (producer, ProducerEpoch::new(8)));
+        let next = registry.init(InitRequest::default()).await.unwrap();
+        assert_eq!(next.0, ProducerId::new(5001));
+        // And of a partition that could not be opened at once.
+        let learning = tokio::task::spawn_blocking(move || {
+            let seen = [(producer, ProducerEpoch::new(9)), (ProducerId::new(5500), next.1)];
+            registry.learn(&HashMap::from(seen)).unwrap();
+            registry
+        });
+        let registry = learning.await.unwrap();
+        assert!(registry.fencing().admit(producer, ProducerEpoch::new(8)).is_err());
         let (next, _) = registry.init(InitRequest::default()).await.unwrap();
-        assert_eq!(next, ProducerId::new(5001));
+        assert_eq!(next, ProducerId::new(5501));
     }
 
     #[tokio::test]

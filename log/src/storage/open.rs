@@ -5,12 +5,14 @@
 //! length, and [`recovery`](crate::storage::recovery) looks through it. Any segment without a
 //! fitting seal is looked through too, and the run of segments must be without gaps, reach from the
 //! first offset that is kept to at least what was flushed. A partition that cannot be put together
-//! is still there: offline, with the reason in its status, its files untouched.
+//! is still there: offline, with the reason in its status, its files untouched. If that was for want
+//! of something that others may give back, it is tried again.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use tailwater_kafka::{Offset, RecordBatch};
+use tailwater_kafka::{Offset, ProducerEpoch, ProducerId, RecordBatch};
 
 use crate::Error;
 use crate::producers::{ProducerBatch, ProducerStates};
@@ -19,7 +21,7 @@ use crate::storage::compaction;
 use crate::storage::disk;
 use crate::storage::index::{self, SegmentIndex};
 use crate::storage::partition::{
-    Condition, Files, Offsets, Online, Partition, PartitionName, Shared, State, Stopped,
+    Condition, Files, Offsets, Online, Partition, PartitionName, Shared, State, Stopped, lock,
 };
 use crate::storage::recovery::{Continuity, Suspect};
 use crate::storage::scan::{BatchScan, Scanned};
@@ -50,8 +52,12 @@ impl Partition {
                 let offsets = Offsets { start: nowhere, high_watermark: nowhere, end: nowhere };
                 let why = Stopped::Offline(reason);
                 let stopped = Condition::Stopped { why, offsets, size: 0 };
-                let files =
-                    Files { flushed: None, flushed_end: Offset::ZERO, unremoved: Vec::new() };
+                let files = Files {
+                    flushed: None,
+                    flushed_end: Offset::ZERO,
+                    refused: error.passes(),
+                    unremoved: Vec::new(),
+                };
                 (stopped, files)
             }
         };
@@ -72,6 +78,49 @@ impl Partition {
         let (online, files) = opening.open()?;
         let condition = Condition::Online(Box::new(online));
         Ok(Self::put_together(folder, name, topic, shared, (condition, files)))
+    }
+
+    /// Tries again if there were no files, no memory or no space; says whether there are none still.
+    /// `learn` hears of the partition's producers before anybody can write to it. Blocks.
+    pub(crate) fn open_again(
+        &self,
+        learn: impl FnOnce(&HashMap<ProducerId, ProducerEpoch>) -> Result<(), Error>,
+    ) -> bool {
+        let mut files = lock(&self.files);
+        // Taken, so that nobody repeats what panics.
+        if !std::mem::take(&mut files.refused) {
+            return false;
+        }
+        let Self { folder, name, topic, shared, .. } = self;
+        let opened = Opening { folder, name, topic, shared }.open();
+        let opened = opened.and_then(|(online, files)| {
+            learn(&online.producers.epochs().collect())?;
+            Ok((online, files))
+        });
+        let mut state = self.lock_state();
+        match (opened, &mut state.condition) {
+            (Ok((online, opened)), _) => {
+                tracing::info!(topic = %name.topic, partition = %name.partition, "online again");
+                *files = opened;
+                state.condition = Condition::Online(Box::new(online));
+                state.wake();
+            }
+            (Err(error), Condition::Stopped { why, .. }) => {
+                files.refused = error.passes();
+                let reason = error.full_text();
+                if !files.refused {
+                    tracing::error!(
+                        topic = %name.topic,
+                        partition = %name.partition,
+                        reason,
+                        "partition stays offline"
+                    );
+                }
+                *why = Stopped::Offline(reason);
+            }
+            (Err(_), Condition::Online(_)) => {}
+        }
+        files.refused
     }
 
     fn put_together(
@@ -172,7 +221,12 @@ impl Opening<'_> {
             replacements: 0,
         };
         online.readable_max_timestamp = online.written_max_timestamp();
-        let files = Files { flushed: Some(flushed), flushed_end: last.end, unremoved: Vec::new() };
+        let files = Files {
+            flushed: Some(flushed),
+            flushed_end: last.end,
+            refused: false,
+            unremoved: Vec::new(),
+        };
         Ok((online, files))
     }
 

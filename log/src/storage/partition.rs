@@ -185,6 +185,8 @@ pub(super) struct Files {
     pub(super) flushed: Option<FlushedFile>,
     /// Everything below is on the disk, flushed.
     pub(super) flushed_end: Offset,
+    /// Not opened for want of files, memory or space: to be tried again.
+    pub(super) refused: bool,
     /// Past their retention, and still there because the system did not remove them.
     pub(super) unremoved: Vec<SealedSegment>,
 }

@@ -116,14 +116,14 @@ impl Partition {
             Err(error) => self.stop(Stopped::Offline(error.full_text())),
         }
         self.stop(Stopped::Closed);
-        files.flushed = None;
+        (files.flushed, files.refused) = (None, false);
     }
 
     /// Serves nobody any more; what waits is given up. The files are the caller's to remove.
     pub(crate) fn abandon(&self) {
         let mut files = lock(&self.files);
         self.stop(Stopped::Deleted);
-        files.flushed = None;
+        (files.flushed, files.refused) = (None, false);
     }
 
     fn seal_active(&self, files: &mut Files) {

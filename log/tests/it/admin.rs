@@ -3,7 +3,7 @@
 use tailwater_kafka::Node;
 use tailwater_kafka::wire::{
     ApiKey, ErrorCode, KafkaUuid, Response, create_topics_request as ct,
-    delete_topics_request as dt, describe_cluster_request as dcl, describe_configs_request as dc,
+    describe_cluster_request as dcl, describe_configs_request as dc,
     find_coordinator_request as fc, metadata_request as m, metadata_response,
     offset_fetch_request as of,
 };
@@ -11,7 +11,8 @@ use tailwater_kafka::{BrokerId, wire::api_versions_request::ApiVersionsRequestDa
 use tailwater_log::{Config, Error, Log};
 
 use crate::support::{
-    Scratch, ask, commit, create_topic, create_topic_with, fetch, name, produce_values, read_all,
+    Scratch, ask, commit, create_topic, create_topic_with, delete_topic, fetch, name,
+    produce_values, read_all,
 };
 
 async fn metadata(
@@ -31,15 +32,6 @@ async fn metadata(
         panic!("another response");
     };
     response
-}
-
-async fn delete(log: &Log, topic: &str) -> ErrorCode {
-    let topic = dt::DeleteTopicState::default().with_name(Some(name(topic)));
-    let request = dt::DeleteTopicsRequestData::default().with_topics(vec![topic]);
-    let Response::DeleteTopics(response) = ask(log, ApiKey::DeleteTopics, 6, request).await else {
-        panic!("another response");
-    };
-    response.responses[0].error_code.into()
 }
 
 #[tokio::test]
@@ -108,8 +100,8 @@ async fn a_topic_made_anew_is_another_one() {
     produce_values(log, "t", &["a", "b"]).await;
     commit(log, "g", "t", 2).await;
     let first = metadata(log, 12, Some(&["t"])).await.topics[0].topic_id;
-    assert_eq!(delete(log, "t").await, ErrorCode::None);
-    assert_eq!(delete(log, "t").await, ErrorCode::UnknownTopicOrPartition);
+    assert_eq!(delete_topic(log, "t").await, ErrorCode::None);
+    assert_eq!(delete_topic(log, "t").await, ErrorCode::UnknownTopicOrPartition);
     let gone = fetch(log, "t", 0).await;
     assert_eq!(ErrorCode::from(gone.error_code), ErrorCode::UnknownTopicOrPartition);
 

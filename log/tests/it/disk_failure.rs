@@ -9,8 +9,8 @@ use tailwater_log::{Config, FlushPolicy};
 
 use crate::failing_disk::{EMFILE, FailingDisk, Handle};
 use crate::support::{
-    NOBODY, Scratch, Writer, batch, commit, create_topic, fetch, init_producer, list_offset, open,
-    produce, produce_values, read_all, values,
+    NOBODY, Scratch, Writer, batch, commit, create_topic, delete_topic, fetch, init_producer,
+    list_offset, open, produce, produce_values, read_all, values,
 };
 
 const TOPIC: &str = "t";
@@ -368,6 +368,69 @@ async fn a_producer_that_goes_away_while_it_takes_over_has_fenced_the_one_before
     };
     let code = tokio::time::timeout(LIMIT, fenced).await.unwrap();
     assert_eq!(code, ErrorCode::InvalidProducerEpoch);
+}
+
+#[tokio::test]
+async fn a_partition_for_which_there_were_no_files_at_the_start_is_opened_when_there_are() {
+    let (scratch, disk) = scratch().await;
+    let writer = init_producer(&scratch.log, Some("role")).await;
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["kept"], writer)).await, Ok(0));
+    create_topic(&scratch.log, "deleted", &[]).await;
+
+    disk.open_error.store(EMFILE, Ordering::SeqCst);
+    let scratch = scratch.restart(on(&disk)).await;
+    let reason = scratch.status(TOPIC).offline.expect("offline");
+    assert!(reason.contains("os error 24"), "{reason}");
+    let next = Writer { sequence: 1, ..writer };
+    let refused = produce(&scratch.log, TOPIC, values(&["more"], next)).await;
+    assert_eq!(refused, Err(ErrorCode::KafkaStorageError));
+    assert_eq!(delete_topic(&scratch.log, "deleted").await, ErrorCode::None);
+
+    disk.open_error.store(0, Ordering::SeqCst);
+    until(|| scratch.status(TOPIC).offline.is_none()).await;
+    // It knows its producers: what comes again is there already.
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["kept"], writer)).await, Ok(0));
+    assert_eq!(produce(&scratch.log, TOPIC, values(&["more"], next)).await, Ok(1));
+    assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 2);
+    assert_eq!(scratch.log.partitions().len(), 1, "and the other one stays deleted");
+    assert!(!scratch.partition_folder("deleted").exists());
+}
+
+#[tokio::test]
+async fn a_segment_whose_name_may_be_lost_is_not_written_to() {
+    let (scratch, disk) = scratch_with(|config| config.segment_bytes = 1024).await;
+    FailingDisk::set(&disk.folder_flush_fails, true);
+    let mut taken = 0;
+    let refused = loop {
+        match produce(&scratch.log, TOPIC, values(&["value"], NOBODY)).await {
+            Ok(_) => taken += 1,
+            Err(code) => break code,
+        }
+        assert!(taken < 1000, "no segment was begun");
+    };
+    assert_eq!(refused, ErrorCode::KafkaStorageError);
+    let reason = scratch.status(TOPIC).offline.expect("offline");
+    assert!(reason.contains("flush folder") && reason.contains("the folder is gone"), "{reason}");
+    let segments = std::fs::read_dir(scratch.partition_folder(TOPIC)).unwrap();
+    let names = segments.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let logs: Vec<_> = names.filter(|name| name.ends_with(".log")).collect();
+    assert_eq!(logs, ["00000000000000000000.log"]);
+    FailingDisk::set(&disk.folder_flush_fails, false);
+    let folder = scratch.die();
+    let log = open(folder.path(), |config| config.segment_bytes = 1024).await;
+    assert_eq!(read_all(&log, TOPIC).await.len(), taken);
+}
+
+#[tokio::test]
+async fn a_topic_whose_name_may_be_lost_is_not_made() {
+    let (scratch, disk) = scratch().await;
+    FailingDisk::set(&disk.folder_flush_fails, true);
+    let refused = create_topic(&scratch.log, "more", &[]).await;
+    assert_eq!(refused, ErrorCode::KafkaStorageError);
+    FailingDisk::set(&disk.folder_flush_fails, false);
+    assert_eq!(create_topic(&scratch.log, "more", &[]).await, ErrorCode::None);
+    let scratch = scratch.restart(|_| {}).await;
+    assert_eq!(scratch.log.partitions().len(), 2);
 }
 
 #[tokio::test]

@@ -7,8 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tailwater_kafka::wire::{
     ApiKey, ErrorCode, KafkaString, Request, RequestHeader, Response, create_topics_request as ct,
-    fetch_request as f, fetch_response, init_producer_id_request as ip, list_offsets_request as lo,
-    offset_commit_request as oc, produce_request as p, produce_response,
+    delete_topics_request as dt, fetch_request as f, fetch_response,
+    init_producer_id_request as ip, list_offsets_request as lo, offset_commit_request as oc,
+    produce_request as p, produce_response,
 };
 use tailwater_kafka::{
     BatchBuilder, BatchStamp, Node, ProducerEpoch, ProducerId, RecordBatch, RequestContext,
@@ -128,6 +129,15 @@ pub(crate) async fn create_topic_with(
         panic!("another response");
     };
     response.topics[0].error_code.into()
+}
+
+pub(crate) async fn delete_topic(log: &Log, topic: &str) -> ErrorCode {
+    let topic = dt::DeleteTopicState::default().with_name(Some(name(topic)));
+    let request = dt::DeleteTopicsRequestData::default().with_topics(vec![topic]);
+    let Response::DeleteTopics(response) = ask(log, ApiKey::DeleteTopics, 6, request).await else {
+        panic!("another response");
+    };
+    response.responses[0].error_code.into()
 }
 
 /// A batch of records `(key, value, timestamp)`.
