@@ -1,12 +1,14 @@
 //! What a machine needs before the tests can run, and how it gets there.
 //!
-//! Packages come from Debian, and are installed only by root and only after saying so. MySQL and
-//! PostgreSQL 18 come from Debian unstable, into a folder of their own that is entered, not mixed
-//! with the system. Apache Kafka's jars come through `mvn`. What is required and cannot be had is
-//! an error; the rest becomes a gap that the run names in its closing line.
+//! Packages come from Debian, and are installed only after saying so: by root, or through a `sudo`
+//! that asks for no password. MySQL and PostgreSQL 18 come from Debian unstable, into a folder of
+//! their own that is entered, not mixed with the system; only root can do that. Apache Kafka's jars
+//! come through `mvn`. What is required and cannot be had is an error; the rest becomes a gap that
+//! the run names in its closing line.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -49,16 +51,46 @@ fn packages(missing: &[Missing], install: bool) -> Result<()> {
         return Ok(());
     }
     let names: Vec<&str> = missing.iter().map(|missing| missing.package).collect();
-    let names = names.join(" ");
-    if install && is_root() && shell::find("apt-get").is_some() {
-        println!("installing from Debian: {names}");
-        return apt_install(&names);
+    let sudo = if is_root() { None } else { shell::find("sudo") };
+    let what = missing_text(&names, sudo.is_some());
+    let apt = if install { apt(is_root(), shell::find("apt-get"), sudo) } else { None };
+    if let Some(apt) = apt {
+        println!("installing from Debian: {}", names.join(" "));
+        return apt_install(&apt, &names);
     }
     if missing.iter().any(|missing| missing.required) {
-        bail!("missing on this machine: {names}. As root: apt-get install {names}");
+        bail!("{what}");
     }
-    println!("missing on this machine: {names} (as root: apt-get install {names})");
+    println!("{what}");
     Ok(())
+}
+
+/// What is missing, and the commands that get it.
+fn missing_text(names: &[&str], sudo: bool) -> String {
+    let names = names.join(" ");
+    let (who, sudo) = if sudo { ("", "sudo ") } else { (", as root", "") };
+    format!(
+        "missing on this machine: {names}. On Debian{who}: {sudo}apt-get update; \
+         {sudo}apt-get install --no-install-recommends {names}"
+    )
+}
+
+/// What begins a command that installs packages: root's own `apt-get`, or that of a `sudo` which asks
+/// nobody for anything.
+fn apt(root: bool, apt: Option<PathBuf>, sudo: Option<PathBuf>) -> Option<Vec<OsString>> {
+    let apt = apt?.into_os_string();
+    let mut words = Vec::new();
+    if !root {
+        let sudo = sudo?.into_os_string();
+        let asked = Command::new(&sudo).args(["-n", "true"]).output();
+        if !asked.is_ok_and(|asked| asked.status.success()) {
+            return None;
+        }
+        words.extend([sudo, "-n".into()]);
+    }
+    // Through `env`, because sudo hands on no variables.
+    words.extend(["env".into(), "DEBIAN_FRONTEND=noninteractive".into(), apt]);
+    Some(words)
 }
 
 fn missing_packages() -> Vec<Missing> {
@@ -79,20 +111,18 @@ fn missing_packages() -> Vec<Missing> {
     missing
 }
 
-fn apt_install(names: &str) -> Result<()> {
-    let apt = || {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command
+fn apt_install(apt: &[OsString], names: &[&str]) -> Result<()> {
+    let run = |arguments: &[&str]| {
+        let mut words = apt.iter().map(OsString::as_os_str).chain(arguments.iter().map(OsStr::new));
+        let mut command = Command::new(words.next().context("no command")?);
+        shell::run(command.args(words))
     };
     // Lists of a foreign repository may fail to refresh without Debian's being any the worse.
-    if let Err(error) = shell::run(apt().args(["update", "-q"])) {
+    if let Err(error) = run(&["update", "-q"]) {
         println!("{error:#}: trying to install all the same");
     }
-    shell::run(
-        apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(names.split(' ')),
-    )
-    .with_context(|| format!("install {names}"))
+    run(&[&["install", "-y", "-q", "--no-install-recommends"], names].concat())
+        .with_context(|| format!("install {}", names.join(" ")))
 }
 
 /// Makes the Debian unstable root; without it the tests run on the other servers.
@@ -182,7 +212,46 @@ fn is_root() -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    #[test]
+    fn packages_are_installed_by_root_or_by_a_sudo_that_asks_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            Some(path)
+        };
+        let (quiet, asks) = (script("quiet", "[ \"$1\" = -n ]"), script("asks", "exit 1"));
+        let get = || Some(PathBuf::from("/usr/bin/apt-get"));
+        let words = |words: Option<Vec<OsString>>| {
+            let words: Vec<String> =
+                words?.into_iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            Some(words.join(" "))
+        };
+        let plain = "env DEBIAN_FRONTEND=noninteractive /usr/bin/apt-get";
+        assert_eq!(words(apt(true, get(), None)).as_deref(), Some(plain));
+        let by_sudo = format!("{} -n {plain}", folder.path().join("quiet").display());
+        assert_eq!(words(apt(false, get(), quiet.clone())), Some(by_sudo));
+        for (apt_get, sudo) in [(get(), asks), (get(), None), (None, quiet)] {
+            assert_eq!(apt(false, apt_get, sudo), None);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_the_commands_that_get_it() {
+        let text = missing_text(&["kcat", "maven"], true);
+        assert!(text.contains("sudo apt-get update"), "{text}");
+        assert!(
+            text.ends_with("sudo apt-get install --no-install-recommends kcat maven"),
+            "{text}"
+        );
+        let text = missing_text(&["kcat"], false);
+        assert!(text.contains("as root: apt-get") && !text.contains("sudo"), "{text}");
+    }
 
     #[test]
     fn the_mirror_is_found_in_both_forms_of_apt_sources() {
