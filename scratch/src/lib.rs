@@ -5,6 +5,7 @@
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
 //! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker, and
 //! a [`Proxy`] and a [`SmallDisk`] are the network that fails and the disk that is full.
+//! [`Certificates`] are for servers that encrypt.
 //!
 //! Invariants: a server listens on loopback only, ends with the process that started it, even when
 //! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
@@ -12,6 +13,7 @@
 //! What these servers are not: durable. They do not fsync, so they survive the death of their own
 //! process (which tests rely on), not that of the machine.
 
+mod certificates;
 mod client;
 mod disk;
 mod flavor;
@@ -27,6 +29,7 @@ mod tailwater;
 mod template;
 mod wait;
 
+pub use certificates::Certificates;
 pub use disk::SmallDisk;
 pub use flavor::{Flavor, cache_dir, everything, sid_root};
 pub use kafka::Kafka;
