@@ -20,7 +20,7 @@ use tailwater_change::{
 use tailwater_mysql::target::{TargetConfig, connector};
 use tailwater_scratch::{Flavor, Server};
 
-/// The flavors that speak MySQL's protocol.
+/// The flavors that speak MySQL's protocol, as far as this machine has them.
 pub(crate) fn flavors() -> Vec<Flavor> {
     Flavor::matrix().into_iter().filter(|flavor| !flavor.is_postgres()).collect()
 }
@@ -52,6 +52,12 @@ impl Bench {
         let database = server.create_database().unwrap();
         let connector = connector_for(server.url(&database));
         Self::with(server, database, connector).await
+    }
+
+    /// On a server with settings of its own, which lives as long as the test program.
+    pub(crate) async fn on_own(flavor: Flavor, settings: &[(&str, &str)]) -> Self {
+        let server = Server::start_with(flavor, settings).unwrap();
+        Self::on(Box::leak(Box::new(server))).await
     }
 
     pub(crate) async fn with(

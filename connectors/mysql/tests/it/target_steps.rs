@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use tailwater_apply::{Change, Step, StepOutcome, Table};
 use tailwater_change::{Identity, Kind, Value};
-use tailwater_scratch::{Flavor, Server};
+use tailwater_scratch::Flavor;
 
 use crate::target::{
-    Bench, column, connector_for, delete, deletes, flavors, insert, inserts, int, moved,
-    on_every_flavor, text, update, updates,
+    Bench, column, delete, deletes, flavors, insert, inserts, int, moved, on_every_flavor, text,
+    update, updates,
 };
 
 const TABLE: &str = "CREATE TABLE t (id INT NOT NULL PRIMARY KEY, \
@@ -94,9 +94,7 @@ async fn a_step_is_applied_wholly_or_refused_and_undone() {
 async fn the_same_holds_without_local_infile_and_with_small_packets() {
     for flavor in flavors() {
         let settings = [("local_infile", "0"), ("max_allowed_packet", "20000")];
-        let server: &'static Server =
-            Box::leak(Box::new(Server::start_with(flavor, &settings).unwrap()));
-        let mut bench = Bench::on(server).await;
+        let mut bench = Bench::on_own(flavor, &settings).await;
         let problems = bench.connector.check().await;
         assert!(problems.iter().any(|problem| problem.remedy.contains("local_infile")));
         traps(&mut bench).await;
@@ -130,9 +128,7 @@ async fn rows_larger_than_a_packet_go_in_pieces() {
             "innodb_log_file_size"
         };
         let settings = [("max_allowed_packet", "1M"), (redo, "256M")];
-        let server: &'static Server =
-            Box::leak(Box::new(Server::start_with(flavor, &settings).unwrap()));
-        let mut bench = Bench::on(server).await;
+        let mut bench = Bench::on_own(flavor, &settings).await;
         bench.sql("CREATE TABLE large (id INT NOT NULL PRIMARY KEY, v LONGBLOB, n INT)");
         let bytes = column("v", 2, Kind::Bytes { length: None, fixed: false }, "longblob");
         let schema = bench.schema("large", vec![int("id", 1), bytes, int("n", 3)]);
@@ -348,10 +344,7 @@ async fn an_empty_line_is_a_row_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn local_infile_that_is_switched_off_meanwhile_is_done_without() {
     for flavor in flavors() {
-        let server: &'static Server = Box::leak(Box::new(Server::start(flavor).unwrap()));
-        let database = server.create_database().unwrap();
-        let connector = connector_for(server.url(&database));
-        let mut bench = Bench::with(server, database, connector).await;
+        let mut bench = Bench::on_own(flavor, &[]).await;
         let table = table(&mut bench).await;
         bench.sql("SET GLOBAL local_infile = 0");
         bench.applied(inserts(&table, changes(&table, &rows(0, 500, 1), insert))).await;

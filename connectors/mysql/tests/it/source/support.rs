@@ -9,15 +9,12 @@ use tailwater_capture::{
 };
 use tailwater_change::{Commit, Operation, RowReader, TableSchema, Value};
 use tailwater_mysql::source::{SourceConfig, connector};
-use tailwater_scratch::{Flavor, Server};
+use tailwater_scratch::Server;
+
+pub(crate) use crate::target::flavors;
 
 /// What a busy machine may take for what takes a second.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Servers of both makers, as far as this machine has them.
-pub(crate) fn flavors() -> Vec<Flavor> {
-    Flavor::matrix().into_iter().filter(|flavor| !flavor.is_postgres()).collect()
-}
 
 /// Captures every table of `database`.
 pub(crate) fn source(server: &Server, database: &str) -> Box<dyn SourceConnector> {
