@@ -1,6 +1,6 @@
 //! The first load: tables made, emptied or merged into, and every way a snapshot can break off.
 
-use tailwater_apply::{OnExisting, RouteRule, State};
+use tailwater_apply::{Failure, OnExisting, RouteRule, State};
 use tailwater_change::{
     Commit, Control, Epoch, ForeignKey, Ordinal, Place, ReferentialAction, SchemaId, TableId,
 };
@@ -200,14 +200,25 @@ async fn a_stream_without_the_end_of_its_snapshot_stops() {
     assert!(failure.remedy.contains("resync"), "{failure:?}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_resync_replaces_what_was_loaded_before() {
-    let rig = rig();
-    let mut log = whole(12);
+/// Behind what is in `log`, another snapshot: of the first two rows.
+fn resync(rig: &Rig, mut log: LogWriter) {
     begin(&mut log, 48);
     table(&mut log, 48, 0..2);
     end(&mut log, 48);
     rig.log.append(log.batches());
+}
+
+/// It stops because its rows and those of others stand in one table.
+async fn cannot_tell_apart(running: &Running) -> Failure {
+    let failure = running.state(State::Stopped).await.failure.unwrap();
+    assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+    failure
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resync_replaces_what_was_loaded_before() {
+    let rig = rig();
+    resync(&rig, whole(12));
     let running = rig.start();
     running.applied(end_of(48)).await;
     assert_eq!(ids(&rig), [0, 1]);
@@ -289,8 +300,7 @@ async fn what_was_merged_into_is_not_loaded_again_before_it_is_empty() {
         let before = ids(&rig);
         assert_eq!(before.last(), Some(&500));
         again(&rig);
-        let failure = running.state(State::Stopped).await.failure.unwrap();
-        assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+        let failure = cannot_tell_apart(&running).await;
         assert!(failure.remedy.contains("empty it"), "{failure:?}");
         // Rows that were there before us are there.
         assert_eq!(ids(&rig), before);
@@ -323,8 +333,7 @@ async fn what_was_merged_into_and_is_no_longer_loaded_does_not_stay_silently() {
     log.control(&Control::TableEnd { place: place(24, 0), schema: id, rows: 0 });
     end(&mut log, 24);
     rig.log.append(log.batches());
-    let failure = running.state(State::Stopped).await.failure.unwrap();
-    assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+    cannot_tell_apart(&running).await;
     assert!(ids(&rig).contains(&500));
 }
 
@@ -333,13 +342,8 @@ async fn a_resync_of_what_was_merged_into_asks() {
     let rig = with_foreign_row(OnExisting::Merge);
     let running = rig.start();
     running.applied(end_of(32)).await;
-    let mut log = LogWriter::from(rig.log.end().get());
-    begin(&mut log, 48);
-    table(&mut log, 48, 0..2);
-    end(&mut log, 48);
-    rig.log.append(log.batches());
-    let failure = running.state(State::Stopped).await.failure.unwrap();
-    assert!(failure.reason.contains("nothing tells them apart"), "{failure:?}");
+    resync(&rig, LogWriter::from(rig.log.end().get()));
+    cannot_tell_apart(&running).await;
     assert!(ids(&rig).contains(&500));
 }
 
