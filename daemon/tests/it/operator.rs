@@ -46,7 +46,9 @@ fn wait_for(tailwater: &Tailwater, roles: &str, state: &str, words: &[&str]) -> 
     wait_until(LIMIT, &format!("{roles} that are {state}, {words:?}"), || {
         last = status(tailwater)?[roles][0].clone();
         let error = last["error"].as_str().unwrap_or_default();
-        let said = words.iter().all(|word| error.contains(word));
+        // Who tries again says why, in whatever words.
+        let said = words.iter().all(|word| error.contains(word))
+            && (state != "retrying" || !error.is_empty());
         Ok((last["state"] == state && said).then(|| last.clone()))
     })
     .with_context(|| format!("{last}\n{}", tailwater.log()))
