@@ -4,17 +4,21 @@
 //! step nor a large row is held twice. LOCAL makes the server skip duplicates and bend bad values
 //! with nothing but a warning, so a load counts only if it loaded every row and had no warning.
 //! Where LOCAL is not allowed, and for a handful of rows, the same rows go as INSERT.
+//!
+//! Rows may also take the place of those that are there ([`Put::Replace`]). That too counts only if
+//! the server says that every single one did.
 
 use std::io;
 
 use bytes::Bytes;
+use futures_util::future::join;
 use futures_util::stream;
 use tailwater_apply::{Change, TargetError};
 use tailwater_change::Value;
 use tokio::sync::mpsc;
 
 use super::failure::{sanitized, too_large};
-use super::session::Session;
+use super::session::{Outcome, Session};
 use super::spell::{self, Scratch, Spelled};
 use super::sql::{self, Batch};
 use super::table::{Field, Shape, on};
@@ -26,8 +30,12 @@ const PIECE_BYTES: usize = 256 * 1024;
 const INSERT_ROWS: usize = 64;
 const INSERT_BYTES: usize = 64 * 1024;
 
-/// An INSERT is cut at this size, however large packets may be.
-const STATEMENT_BYTES: usize = 1024 * 1024;
+/// A statement is cut behind the row with which it reaches this size: the server parses all of one
+/// before it executes it, and does so for less while that stays in its caches.
+const STATEMENT_BYTES: usize = 16 * 1024;
+
+/// So many bytes of statements travel together: few round trips, and little that waits twice.
+const PACKET_BYTES: usize = 256 * 1024;
 
 /// Which image of a change a column is taken from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +62,17 @@ pub(super) struct Filling<'a> {
     pub(super) into: &'a str,
     pub(super) cells: Vec<Cell<'a>>,
     pub(super) rows: &'a [&'a Change],
+    pub(super) put: Put,
+}
+
+/// What becomes of rows that are there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Put {
+    /// There are none.
+    Insert,
+    /// Each new row takes the place of one: only where no other row could be meant
+    /// ([`Shape::replaces`]).
+    Replace,
 }
 
 /// How it went.
@@ -135,7 +154,7 @@ impl Session {
             return Err(error);
         }
         match outcome {
-            Ok(outcomes) => Ok(Some(judge(&outcomes, filling.rows.len()))),
+            Ok(outcomes) => Ok(Some(filling.put.judge(&outcomes, &[filling.rows.len()]))),
             Err(failure) if failure.forbids_infile() => {
                 tracing::warn!(server = %self.server, "the server does not allow LOAD DATA LOCAL");
                 self.local_infile = false;
@@ -148,42 +167,19 @@ impl Session {
         }
     }
 
-    /// By INSERT, several where one would be too large.
+    /// By statements, several to a packet. What comes next is spelled while the server is at work.
     async fn insert(&mut self, filling: &Filling<'_>) -> Result<Filled, TargetError> {
+        if filling.rows.is_empty() {
+            return Ok(Filled::All);
+        }
         let operation = on("insert rows into", &filling.shape.target.name);
-        let limit = self.max_packet.saturating_sub(1024);
-        let mut images = Images::default();
-        let mut rows = filling.rows.iter().peekable();
-        let mut tuple = Vec::new();
-        let mut held = false;
-        while held || rows.peek().is_some() {
-            let mut batch = self.batch(false);
-            let start = batch.sql.len();
-            put_insert(filling, batch.statement());
-            let mut count = 0;
-            loop {
-                if !held {
-                    let Some(row) = rows.next() else { break };
-                    images.read(filling.shape, row)?;
-                    tuple.clear();
-                    put_tuple(filling, &images, &mut tuple)?;
-                }
-                let size = batch.sql.len() + tuple.len() + 1;
-                held = count > 0 && (size > limit || size - start > STATEMENT_BYTES);
-                if held {
-                    break;
-                }
-                if size > limit {
-                    return Err(too_large(&operation));
-                }
-                if count > 0 {
-                    batch.sql.push(b',');
-                }
-                batch.sql.extend_from_slice(&tuple);
-                count += 1;
-            }
-            match self.run(&batch).await {
-                Ok(outcomes) => match judge(&outcomes, count) {
+        let mut packets = Packets::new(filling, self.max_packet.saturating_sub(1024));
+        let mut next = packets.next(self.batch(false))?;
+        while let Some(Packet { batch, rows }) = next {
+            let spell = async { packets.next(Batch::default()) };
+            let (ran, spelled) = join(self.run(&batch), spell).await;
+            match ran {
+                Ok(outcomes) => match filling.put.judge(&outcomes, &rows) {
                     Filled::All => {}
                     refused @ Filled::Refused(_) => return Ok(refused),
                 },
@@ -192,8 +188,75 @@ impl Session {
                     None => return Err(failure.into_target(&operation)),
                 },
             }
+            next = spelled?;
         }
         Ok(Filled::All)
+    }
+}
+
+/// A filling's rows as statements.
+struct Packets<'f, 'b> {
+    filling: &'f Filling<'b>,
+    rows: std::slice::Iter<'f, &'b Change>,
+    images: Images<'b>,
+    head: String,
+    /// The next row, unless it is empty: then it is not spelled yet.
+    tuple: Vec<u8>,
+    /// Bytes of a packet, at most.
+    limit: usize,
+}
+
+/// Statements that go together, and how many rows each has.
+struct Packet {
+    batch: Batch,
+    rows: Vec<usize>,
+}
+
+impl<'f, 'b> Packets<'f, 'b> {
+    fn new(filling: &'f Filling<'b>, limit: usize) -> Self {
+        let (rows, images) = (filling.rows.iter(), Images::default());
+        Self { filling, rows, images, head: filling.head(), tuple: Vec::new(), limit }
+    }
+
+    /// The next packet, behind what `batch` has already; none when all rows are in one.
+    fn next(&mut self, mut batch: Batch) -> Result<Option<Packet>, TargetError> {
+        let mut rows: Vec<usize> = Vec::new();
+        let mut start = 0;
+        while self.spell()? {
+            let open = !rows.is_empty() && batch.sql.len() - start < STATEMENT_BYTES;
+            let head = if open { 0 } else { self.head.len() };
+            let size = batch.sql.len() + head + 1 + self.tuple.len();
+            if !rows.is_empty() && size > self.limit.min(PACKET_BYTES) {
+                break;
+            }
+            if size > self.limit {
+                let table = &self.filling.shape.target.name;
+                return Err(too_large(&on("insert rows into", table)));
+            }
+            match rows.last_mut().filter(|_| open) {
+                Some(count) => {
+                    batch.sql.push(b',');
+                    *count += 1;
+                }
+                None => {
+                    start = batch.sql.len();
+                    batch.statement().extend_from_slice(self.head.as_bytes());
+                    rows.push(1);
+                }
+            }
+            batch.sql.append(&mut self.tuple);
+        }
+        Ok((!rows.is_empty()).then_some(Packet { batch, rows }))
+    }
+
+    /// Whether there is a next row; it is in `tuple` then.
+    fn spell(&mut self) -> Result<bool, TargetError> {
+        if self.tuple.is_empty() {
+            let Some(row) = self.rows.next() else { return Ok(false) };
+            self.images.read(self.filling.shape, row)?;
+            put_tuple(self.filling, &self.images, &mut self.tuple)?;
+        }
+        Ok(true)
     }
 }
 
@@ -209,21 +272,35 @@ async fn race<R, S>(
     }
 }
 
-fn judge(outcomes: &[super::session::Outcome], rows: usize) -> Filled {
-    match outcomes {
-        [outcome] if outcome.is(rows) => Filled::All,
-        [outcome] => Filled::Refused(format!(
-            "{} of {rows} rows went in, with {} warnings",
-            outcome.affected, outcome.warnings
-        )),
-        _ => Filled::Refused("the server answered another number of statements".into()),
+impl Put {
+    /// Whether the statements did to all of their rows what they were to do. A row that takes
+    /// another's place counts twice: one goes, one comes. Less is one that was not there, or one
+    /// that was there just so.
+    fn judge(self, outcomes: &[Outcome], rows: &[usize]) -> Filled {
+        if outcomes.len() != rows.len() {
+            return Filled::Refused("the server answered another number of statements".into());
+        }
+        let each = match self {
+            Self::Insert => 1,
+            Self::Replace => 2,
+        };
+        let bad = outcomes.iter().zip(rows).find(|(outcome, rows)| !outcome.is(each * **rows));
+        bad.map_or(Filled::All, |(outcome, rows)| {
+            Filled::Refused(format!(
+                "{} of {} changes by {rows} rows, with {} warnings",
+                outcome.affected,
+                each * rows,
+                outcome.warnings
+            ))
+        })
     }
 }
 
 fn put_load(filling: &Filling<'_>, out: &mut Vec<u8>) {
     let mut text = format!(
-        "LOAD DATA LOCAL INFILE 'rows' INTO TABLE {} CHARACTER SET binary \
+        "LOAD DATA LOCAL INFILE 'rows' {}INTO TABLE {} CHARACTER SET binary \
          FIELDS TERMINATED BY '\\t' ESCAPED BY '\\\\' LINES TERMINATED BY '\\n' (",
+        if filling.put == Put::Replace { "REPLACE " } else { "" },
         filling.into
     );
     let mut assignments = String::new();
@@ -242,10 +319,16 @@ fn put_load(filling: &Filling<'_>, out: &mut Vec<u8>) {
     out.extend_from_slice(assignments.as_bytes());
 }
 
-fn put_insert(filling: &Filling<'_>, out: &mut Vec<u8>) {
-    let names: Vec<&str> = filling.cells.iter().map(|cell| cell.name.as_str()).collect();
-    let text = format!("INSERT INTO {} ({}) VALUES ", filling.into, names.join(","));
-    out.extend_from_slice(text.as_bytes());
+impl Filling<'_> {
+    /// What stands before the rows of a statement.
+    fn head(&self) -> String {
+        let names: Vec<&str> = self.cells.iter().map(|cell| cell.name.as_str()).collect();
+        let verb = match self.put {
+            Put::Insert => "INSERT",
+            Put::Replace => "REPLACE",
+        };
+        format!("{verb} INTO {} ({}) VALUES ", self.into, names.join(","))
+    }
 }
 
 fn put_tuple(

@@ -76,6 +76,8 @@ pub(super) struct Session {
     shapes: HashMap<usize, (Arc<Table>, Arc<Shape>)>,
     /// Temporary tables so far.
     temporaries: u64,
+    /// Tables whose rows were not all replaced lately, and for how many steps more they are joined.
+    pub(super) joined: HashMap<TableId, u32>,
 }
 
 /// As many shapes are remembered as tables with their versions may change in one batch; more are
@@ -109,6 +111,7 @@ impl Session {
             checks: false,
             shapes: HashMap::new(),
             temporaries: 0,
+            joined: HashMap::new(),
         })
     }
 
@@ -186,19 +189,23 @@ impl Session {
 
     async fn surroundings(&mut self, to: &TableId) -> Result<Surroundings, mysql_async::Error> {
         let (schema, name) = (quote_text(&to.schema), quote_text(&to.name));
-        let counts: Option<(u64, u64)> = self
+        let counts: Option<(u64, u64, u64)> = self
             .conn
             .query_first(format!(
                 "SELECT (SELECT COUNT(*) FROM information_schema.triggers \
                  WHERE event_object_schema = {schema} AND event_object_table = {name}), \
-                 (SELECT COUNT(*) FROM information_schema.referential_constraints \
-                 WHERE unique_constraint_schema = {schema} AND referenced_table_name = {name} \
-                 AND NOT (delete_rule IN ('RESTRICT', 'NO ACTION') \
-                 AND update_rule IN ('RESTRICT', 'NO ACTION')))"
+                 COUNT(*), COUNT(IF(delete_rule IN ('RESTRICT', 'NO ACTION') \
+                 AND update_rule IN ('RESTRICT', 'NO ACTION'), NULL, 1)) \
+                 FROM information_schema.referential_constraints \
+                 WHERE unique_constraint_schema = {schema} AND referenced_table_name = {name}"
             ))
             .await?;
-        let (triggers, cascades) = counts.unwrap_or_default();
-        Ok(Surroundings { triggers: triggers > 0, cascades_from_here: cascades > 0 })
+        let (triggers, references, cascades) = counts.unwrap_or_default();
+        Ok(Surroundings {
+            triggers: triggers > 0,
+            referenced: references > 0,
+            cascades_from_here: cascades > 0,
+        })
     }
 
     /// The shape of a plan's table, described anew where it is not remembered.
@@ -234,6 +241,7 @@ impl Session {
     /// Forgets what tables are like: a definition changed.
     pub(super) fn forget_shapes(&mut self) {
         self.shapes.clear();
+        self.joined.clear();
     }
 
     /// A name for a temporary table that this session has not used.

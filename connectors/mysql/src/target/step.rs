@@ -1,20 +1,26 @@
-//! Set-based steps: inserts by load, updates and deletes row by row for a few and by a join with a
-//! temporary table for many. Each says exactly how many rows it must change; anything else refuses
-//! the step.
+//! Set-based steps: inserts by load; updates and deletes row by row for a few, and for many by a join
+//! with a temporary table, or, where whole rows of a plain table are updated, by REPLACE. Each says
+//! exactly how many rows it must change; anything else refuses the step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mysql_async::prelude::Queryable;
 use tailwater_apply::{Change, Step, StepOutcome, Table, TargetError};
+use tailwater_change::Value;
 
-use super::failure::{sanitized, too_large};
-use super::load::{Cell, Filled, Filling, Image, Images, fits, whole_row};
+use super::failure::{Failure, sanitized, too_large};
+use super::load::{Cell, Filled, Filling, Image, Images, Put, fits, whole_row};
 use super::session::{Outcome, Session};
 use super::sql;
 use super::table::{Shape, on};
 
 /// Up to this many rows, single statements in one packet beat a temporary table's four round trips.
 const FEW_ROWS: usize = 48;
+
+/// So many steps of a table go by a join after a REPLACE that did not replace every row: there may
+/// be more of what the source changed into what it was.
+const JOINED_STEPS: u32 = 32;
 
 /// Statements that go in one packet, at most.
 const STATEMENTS: usize = 64;
@@ -66,7 +72,8 @@ impl Session {
         shape: &Shape,
         rows: &[&Change],
     ) -> Result<StepOutcome, TargetError> {
-        let filling = Filling { shape, into: &shape.table, cells: whole_row(shape), rows };
+        let cells = whole_row(shape);
+        let filling = Filling { shape, into: &shape.table, cells, rows, put: Put::Insert };
         Ok(match self.fill(&filling).await? {
             Filled::All => StepOutcome::Applied,
             Filled::Refused(why) => StepOutcome::Refused(format!("{}: {why}", shape.target.name)),
@@ -103,13 +110,61 @@ impl Session {
         rows: &[&Change],
         work: &Work,
     ) -> Result<StepOutcome, TargetError> {
-        if rows.len() > FEW_ROWS
-            && !shape.is_full()
-            && let Some(outcome) = self.join_rows(shape, rows, work).await?
-        {
-            return Ok(outcome);
+        if rows.len() > FEW_ROWS && !shape.is_full() {
+            let rows = in_key_order(shape, rows)?;
+            if work.is_whole()
+                && let Some(has) = &shape.replaces
+                && self.replace_rows(shape, &rows, has).await?
+            {
+                return Ok(StepOutcome::Applied);
+            }
+            if let Some(outcome) = self.join_rows(shape, &rows, work).await? {
+                return Ok(outcome);
+            }
         }
         self.single_rows(shape, rows, work).await
+    }
+
+    /// Puts whole rows in the place of those with their keys: the server reads and writes each once,
+    /// a join three times. `false`: nothing was done, as a row was not there, which a join finds
+    /// out too, or was there just so, which a join takes.
+    async fn replace_rows(
+        &mut self,
+        shape: &Shape,
+        rows: &[&Change],
+        has: &[String],
+    ) -> Result<bool, TargetError> {
+        let name = &shape.target.name;
+        if let Some(left) = self.joined.get_mut(name) {
+            *left -= 1;
+            if *left == 0 {
+                self.joined.remove(name);
+            }
+            return Ok(false);
+        }
+        self.stage("SAVEPOINT tailwater_replace");
+        let cells = whole_row(shape);
+        let filling = Filling { shape, into: &shape.table, cells, rows, put: Put::Replace };
+        let why = match self.fill(&filling).await? {
+            // From now until the transaction ends nobody changes what the table has.
+            Filled::All if self.has(shape).await? == has => return Ok(true),
+            Filled::All => "the table has changed".to_owned(),
+            Filled::Refused(why) => why,
+        };
+        tracing::debug!(table = %name, why, "not every row was replaced: joining");
+        self.joined.insert(name.clone(), JOINED_STEPS);
+        self.stage("ROLLBACK TO SAVEPOINT tailwater_replace");
+        Ok(false)
+    }
+
+    /// The names of what the table has now, sorted.
+    async fn has(&mut self, shape: &Shape) -> Result<Vec<String>, TargetError> {
+        let found: Result<Vec<String>, _> = self.conn.query(shape.ask_what_it_has()).await;
+        let mut has = found.map_err(|error| {
+            Failure::of(error).into_target(&on("look again at", &shape.target.name))
+        })?;
+        has.sort_unstable();
+        Ok(has)
     }
 
     async fn single_rows(
@@ -211,7 +266,8 @@ impl Session {
             Err(failure) if failure.data().is_some() => return Ok(None),
             Err(failure) => return Err(failure.into_target(&operation)),
         }
-        let filled = self.fill(&Filling { shape, into: &name, cells, rows }).await;
+        let filled =
+            self.fill(&Filling { shape, into: &name, cells, rows, put: Put::Insert }).await;
         let outcome = match filled {
             Ok(Filled::All) => self.join(shape, &name, rows.len(), work).await,
             Ok(Filled::Refused(why)) => {
@@ -252,6 +308,30 @@ impl Session {
     }
 }
 
+/// As far as it is known, the order in which rows lie on the target: the next one is then on the
+/// page of the one before. Where another unique key has a say, the order is left as it is.
+fn in_key_order<'a>(shape: &Shape, rows: &[&'a Change]) -> Result<Vec<&'a Change>, TargetError> {
+    if !shape.target.unique_keys.is_empty() {
+        return Ok(rows.to_vec());
+    }
+    let mut images = Images::default();
+    let mut keyed = Vec::with_capacity(rows.len());
+    for row in rows {
+        images.read(shape, row)?;
+        let part = |at: &usize| match images.old[shape.fields[*at].source] {
+            Value::Int(number) => (i128::from(number), &[][..]),
+            Value::Uint(number) => (i128::from(number), &[][..]),
+            Value::Text(text) => (0, text.as_bytes()),
+            Value::Bytes(bytes) => (0, bytes),
+            _ => (0, &[][..]),
+        };
+        let key: Vec<(i128, &[u8])> = shape.key.iter().map(part).collect();
+        keyed.push((key, *row));
+    }
+    keyed.sort_by(|one, other| one.0.cmp(&other.0));
+    Ok(keyed.into_iter().map(|(_, row)| row).collect())
+}
+
 fn refusal(shape: &Shape, what: &str, outcome: Outcome) -> StepOutcome {
     let name = &shape.target.name;
     StepOutcome::Refused(format!("{name}: {what}, {} warnings", outcome.warnings))
@@ -272,6 +352,11 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// Whether rows become wholly new under the key that they have.
+    fn is_whole(&self) -> bool {
+        matches!(self, Self::Update { moved: false, unsent } if unsent.is_empty())
+    }
+
     fn put(
         &self,
         shape: &Shape,

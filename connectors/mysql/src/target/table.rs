@@ -2,14 +2,15 @@
 
 use tailwater_apply::{TargetError, TargetTable};
 use tailwater_change::{
-    Column, Dialect, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema, Value,
+    Column, Dialect, Generated, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema,
+    Value,
 };
 
 use super::collation::{self, equal_is_same_bytes};
 use super::mapping::{Abilities, Usage, accept, mapping};
 use super::spell::{Form, SpellError};
 use crate::catalog::{CatalogColumn, CatalogTable};
-use crate::connect::{quote_name, quote_table};
+use crate::connect::{quote_name, quote_table, quote_text};
 use crate::types::ColumnType;
 
 /// A column that flows, on the target.
@@ -51,6 +52,8 @@ pub(super) struct Shape {
     pub(super) identity_indexes: Vec<String>,
     /// Whether updates and deletes must fire the target's own cascades.
     pub(super) cascades: bool,
+    /// Where REPLACE is an update, the names of all that the table has as long as it is one.
+    pub(super) replaces: Option<Vec<String>>,
 }
 
 /// What is around a table besides its catalog entry.
@@ -58,7 +61,9 @@ pub(super) struct Shape {
 pub(super) struct Surroundings {
     /// Whether it has triggers.
     pub(super) triggers: bool,
-    /// Whether other tables' foreign keys change rows when this table's rows change.
+    /// Whether other tables' foreign keys point here.
+    pub(super) referenced: bool,
+    /// Whether they change rows when this table's rows change.
     pub(super) cascades_from_here: bool,
 }
 
@@ -98,9 +103,28 @@ impl Shape {
             unique_keys: unique_keys(schema, catalog, &identity_indexes),
             fires: around.triggers || cascades,
         };
+        let replaces = (target.identity_is_bytes
+            && folding.is_empty()
+            && !target.fires
+            && !around.referenced
+            && identity_indexes.len() == 1
+            && flows_whole(schema, catalog)
+            && !catalog.system_versioned)
+            .then(|| has(catalog))
+            .filter(|has| has.len() == catalog.columns.len() + 1);
         let table = quote_table(&catalog.table);
         let schema = schema.clone();
-        Ok(Self { target, table, schema, fields, key, folding, identity_indexes, cascades })
+        Ok(Self {
+            target,
+            table,
+            schema,
+            fields,
+            key,
+            folding,
+            identity_indexes,
+            cascades,
+            replaces,
+        })
     }
 
     /// Whether all columns together are the identity.
@@ -121,6 +145,20 @@ impl Shape {
                 TargetError::Bug { operation: column, detail: error.to_string() }
             }
         }
+    }
+
+    /// What asks for the names of [`replaces`](Self::replaces), and of triggers, which it has none of.
+    pub(super) fn ask_what_it_has(&self) -> String {
+        let TableId { schema, name } = &self.target.name;
+        let (schema, name) = (quote_text(schema), quote_text(name));
+        let of = format!("WHERE table_schema = {schema} AND table_name = {name}");
+        format!(
+            "SELECT CAST(column_name AS BINARY) FROM information_schema.columns {of} \
+             UNION ALL SELECT DISTINCT CAST(index_name AS BINARY) \
+             FROM information_schema.statistics {of} AND non_unique = 0 \
+             UNION ALL SELECT CAST(trigger_name AS BINARY) FROM information_schema.triggers \
+             WHERE event_object_schema = {schema} AND event_object_table = {name}"
+        )
     }
 
     /// Whether `values` has the column at all.
@@ -210,15 +248,34 @@ fn engine_problem(catalog: &CatalogTable) -> Option<Problem> {
     })
 }
 
+/// Whether the column is filled with what comes from the source.
+fn flows(schema: &TableSchema, column: &CatalogColumn) -> bool {
+    schema.columns.iter().any(|from| from.flows() && same_name(&from.name, &column.name))
+}
+
+/// Whether a row has nothing that does not come from the source, or from what does.
+fn flows_whole(schema: &TableSchema, catalog: &CatalogTable) -> bool {
+    let computed = |column: &CatalogColumn| {
+        matches!(column.generated, Some(Generated::Stored | Generated::Virtual))
+    };
+    catalog.columns.iter().all(|column| computed(column) || flows(schema, column))
+}
+
+/// The names of its columns and of its unique indexes, sorted.
+fn has(catalog: &CatalogTable) -> Vec<String> {
+    let columns = catalog.columns.iter().map(|column| column.name.clone());
+    let indexes = catalog.indexes.iter().filter(|index| index.unique);
+    let mut has: Vec<String> = columns.chain(indexes.map(|index| index.name.clone())).collect();
+    has.sort_unstable();
+    has
+}
+
 /// Columns that only the target has must fill themselves.
 fn extra_problems(schema: &TableSchema, catalog: &CatalogTable) -> Vec<Problem> {
-    let flows = |name: &str| {
-        schema.columns.iter().any(|column| column.flows() && column.name.eq_ignore_ascii_case(name))
-    };
     catalog
         .columns
         .iter()
-        .filter(|column| !flows(&column.name))
+        .filter(|column| !flows(schema, column))
         .filter(|column| !column.nullable && column.default.is_none() && column.generated.is_none())
         .map(|column| {
             Problem::new(

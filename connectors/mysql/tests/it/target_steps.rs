@@ -85,9 +85,85 @@ async fn traps(bench: &mut Bench) {
     }
 }
 
+/// One of the server's counters.
+fn counted(bench: &Bench, name: &str) -> u32 {
+    let status = bench.sql(&format!("SHOW GLOBAL STATUS LIKE '{name}'"));
+    status.split('\t').nth(1).unwrap().parse().unwrap()
+}
+
+/// Updates of whole rows of tables on which nothing else hangs, and of those next to them.
+async fn whole_rows(bench: &mut Bench) {
+    let columns = "id INT NOT NULL PRIMARY KEY, name VARCHAR(10) COLLATE utf8mb4_bin, n INT";
+    for (nth, (more, shown)) in [
+        ("", "SUM(n)"),
+        (", twice INT GENERATED ALWAYS AS (n * 2) VIRTUAL", "SUM(twice / 2)"),
+        // What only the target has stays; so does what points here.
+        (", own INT DEFAULT 5", "IF(MIN(own) = 9, SUM(n), NULL)"),
+        (", KEY (n)", "IF((SELECT COUNT(*) FROM child) = 1, SUM(n), NULL)"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("whole{nth}");
+        bench.sql(&format!("CREATE TABLE {name} ({columns}{more})"));
+        let schema = bench.schema(&name, vec![int("id", 1), text("name", 2, 10), int("n", 3)]);
+        for count in [60, 500] {
+            let table = bench.table(schema.clone()).await;
+            let middle = usize::try_from(count / 2).unwrap();
+            bench.applied(inserts(&table, changes(&table, &rows(0, count, 1), insert))).await;
+            if more.contains("own") {
+                bench.sql(&format!("UPDATE {name} SET own = 9"));
+            } else if more.contains("KEY") {
+                bench.sql(&format!(
+                    "CREATE TABLE child (id INT NOT NULL PRIMARY KEY, parent INT, \
+                     FOREIGN KEY (parent) REFERENCES {name} (id) ON DELETE CASCADE); \
+                     INSERT INTO child VALUES (1, 3)"
+                ));
+            }
+            let sum = |bench: &Bench| bench.sql(&format!("SELECT COUNT(*), {shown} FROM {name}"));
+            let mut some = rows(0, count, 7);
+            // What would be refused: a row that is not there, a value that does not fit.
+            for (id, value) in [(9999, "fresh"), (some[middle].0, "longer than ten")] {
+                let table = bench.table(schema.clone()).await;
+                let mut bad = some.clone();
+                (bad[middle].0, bad[middle].1) = (id, value.into());
+                let before = sum(bench);
+                bench.refused(updates(&table, changes(&table, &bad, update))).await;
+                assert_eq!(sum(bench), before, "{name} {count} {id}");
+            }
+            // All of them, none of them, and some of them change.
+            for n in [7, 7, 8] {
+                let table = bench.table(schema.clone()).await;
+                some.iter_mut().skip(if n == 8 { middle } else { 0 }).for_each(|row| row.2 = n);
+                let total: i64 = some.iter().map(|row| row.2).sum();
+                bench.applied(updates(&table, changes(&table, &some, update))).await;
+                let (there, found) = (sum(bench), format!("{count}\t{total}"));
+                assert!(there.starts_with(&found), "{name} {count} {n}: {there}, not {found}");
+            }
+            // Somebody adds a column behind our back, and fills it.
+            let table = bench.table(schema.clone()).await;
+            some.iter_mut().for_each(|row| row.2 = 9);
+            bench.applied(updates(&table, changes(&table, &some, update))).await;
+            bench.sql(&format!(
+                "ALTER TABLE {name} ADD COLUMN late INT DEFAULT 5; UPDATE {name} SET late = 9"
+            ));
+            some.iter_mut().for_each(|row| row.2 = 10);
+            bench.applied(updates(&table, changes(&table, &some, update))).await;
+            assert_eq!(bench.sql(&format!("SELECT MIN(n), MIN(late) FROM {name}")), "10\t9");
+            bench.sql(&format!("ALTER TABLE {name} DROP COLUMN late; DROP TABLE IF EXISTS child"));
+            let table = bench.table(schema.clone()).await;
+            bench.applied(deletes(&table, changes(&table, &some, delete))).await;
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_step_is_applied_wholly_or_refused_and_undone() {
-    on_every_flavor(async |mut bench| traps(&mut bench).await).await;
+    on_every_flavor(async |mut bench| {
+        traps(&mut bench).await;
+        whole_rows(&mut bench).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,6 +174,18 @@ async fn the_same_holds_without_local_infile_and_with_small_packets() {
         let problems = bench.connector.check().await;
         assert!(problems.iter().any(|problem| problem.remedy.contains("local_infile")));
         traps(&mut bench).await;
+        assert_eq!(counted(&bench, "Com_replace"), 0, "a table with another unique key");
+        whole_rows(&mut bench).await;
+        // On a table of nothing but a key, rows are replaced, and that is all.
+        bench.sql("CREATE TABLE plain (id INT NOT NULL PRIMARY KEY, name VARCHAR(10), n INT)");
+        let schema = bench.schema("plain", vec![int("id", 1), text("name", 2, 10), int("n", 3)]);
+        let table = bench.table(schema).await;
+        bench.applied(inserts(&table, changes(&table, &rows(0, 100, 1), insert))).await;
+        let both = ["Com_replace", "Com_rollback_to_savepoint"];
+        let before = both.map(|name| counted(&bench, name));
+        bench.applied(updates(&table, changes(&table, &rows(0, 100, 2), update))).await;
+        let after = both.map(|name| counted(&bench, name));
+        assert!(after[0] > before[0] && after[1] == before[1], "{before:?} {after:?}");
         let large = "x".repeat(30_000);
         bench.sql(
             "CREATE TABLE large (id INT NOT NULL PRIMARY KEY, v LONGTEXT COLLATE utf8mb4_bin)",
