@@ -4,15 +4,19 @@
 //! woken for every few hundred bytes, whether anybody reads or not, and on a machine that both
 //! share takes the time away from the server that it waits for; everything behind, from the log's
 //! flushes to the target's commits, then comes in small pieces, too. So while much comes the socket
-//! is not watched: it is read after a rest of a millisecond, however much the last read brought. What
-//! has no room on our side meanwhile waits on the server's, where the kernel joins small pieces for
-//! next to nothing. While little comes it is watched as any other.
+//! is not watched: it is read until little is left, and again after a rest of some milliseconds.
+//!
+//! A row that the server writes while our side has room goes through the whole of TCP by itself;
+//! one that has to wait is joined with those before it for next to nothing. So on one machine our
+//! side has little room: most rows of a rest wait on the server's. Between machines the room is
+//! left to the kernel: it has to hold what is on its way, and the network card joins rows by itself.
 
 use std::io::{self, Read as _, Write as _};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -20,10 +24,19 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes in a millisecond that are much: some eight rows, eight system calls. Not more: a server
 /// that gets too little of the machine because of us looks as if it had little to say.
 const MUCH_BYTES: u128 = 2 << 10;
-/// What is gathered for. Not longer: a fast server would fill the buffers of both sides and wait.
-const REST: Duration = Duration::from_millis(1);
+/// Bytes in a millisecond for each of which a rest is a millisecond long.
+const REST_BYTES: u128 = 6 << 10;
+/// The longest rest, in milliseconds. Not longer: a fast server would fill the buffers of both
+/// sides and wait.
+const MAX_REST: u128 = 8;
 /// How long it is counted before it is judged: long enough that one row is not a flood.
 const WINDOW: Duration = Duration::from_millis(4);
+/// The room that our side has on one machine. The kernel doubles it, for its own needs.
+const ROOM_BYTES: usize = 64 << 10;
+/// What is read at once: what the room can hold.
+const PIECE_BYTES: usize = 64 << 10;
+/// A read that brought as much left more behind: the server's side had it ready.
+const MORE_BYTES: usize = PIECE_BYTES / 2;
 
 /// A socket that lets what it reads gather, once it is told to.
 #[derive(Debug)]
@@ -51,6 +64,13 @@ impl Gathering {
     /// From here on, lets what comes gather while much does.
     pub(crate) fn gather(&mut self) {
         self.pace = Some(Pace::new());
+        if let Held::Watched(socket) = &self.socket
+            && is_on_this_machine(socket)
+            && let Err(error) = set_socket_recv_buffer_size(socket, ROOM_BYTES)
+        {
+            // Only a matter of speed.
+            tracing::debug!(%error, "the room for the replication stream stays as it is");
+        }
     }
 
     /// The socket, watched: for whoever has to wait for it.
@@ -66,23 +86,34 @@ impl Gathering {
         }
     }
 
-    /// Stops watching for as long as the pace says.
-    fn rest(&mut self) -> io::Result<()> {
-        let Some(pace) = &self.pace else { return Ok(()) };
-        match std::mem::replace(&mut self.socket, Held::Lost) {
-            Held::Watched(socket) if pace.rest.is_zero() => self.socket = Held::Watched(socket),
+    /// Does as the pace says: watches the socket, or leaves it alone until then.
+    fn follow(&mut self, next: Next) -> io::Result<()> {
+        let Next::At(until) = next else { return self.watched().map(|_socket| ()) };
+        self.socket = match std::mem::replace(&mut self.socket, Held::Lost) {
             Held::Watched(socket) => {
-                let rest = Box::pin(sleep_until(pace.until));
-                self.socket = Held::Resting(socket.into_std()?, rest);
+                Held::Resting(socket.into_std()?, Box::pin(sleep_until(until)))
             }
             Held::Resting(socket, mut rest) => {
-                rest.as_mut().reset(pace.until);
-                self.socket = Held::Resting(socket, rest);
+                rest.as_mut().reset(until);
+                Held::Resting(socket, rest)
             }
-            Held::Lost => {}
-        }
+            Held::Lost => Held::Lost,
+        };
         Ok(())
     }
+
+    /// What comes after a read of `bytes`; `None`: nothing was there.
+    fn note(&mut self, bytes: Option<usize>) -> io::Result<()> {
+        let Some(pace) = &mut self.pace else { return Ok(()) };
+        let next = pace.note(Instant::now(), bytes);
+        self.follow(next)
+    }
+}
+
+/// Whether the other end of `socket` is a process of this machine.
+fn is_on_this_machine(socket: &TcpStream) -> bool {
+    let (Ok(ours), Ok(theirs)) = (socket.local_addr(), socket.peer_addr()) else { return false };
+    theirs.ip().is_loopback() || theirs.ip() == ours.ip()
 }
 
 impl AsyncRead for Gathering {
@@ -92,34 +123,22 @@ impl AsyncRead for Gathering {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let Held::Resting(socket, rest) = &mut this.socket {
+        while let Held::Resting(socket, rest) = &mut this.socket {
             ready!(rest.as_mut().poll(cx));
-            match socket.read(buf.initialize_unfilled()) {
+            let piece = buf.remaining().min(PIECE_BYTES);
+            match socket.read(buf.initialize_unfilled_to(piece)) {
                 Ok(bytes) => {
                     buf.advance(bytes);
-                    if let Some(pace) = &mut this.pace {
-                        pace.note(bytes);
-                        if pace.rest.is_zero() {
-                            this.watched()?;
-                        } else {
-                            this.rest()?;
-                        }
-                    }
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(this.note(Some(bytes)));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    this.pace = Some(Pace::new());
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => this.note(None)?,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
         let before = buf.filled().len();
         ready!(Pin::new(this.watched()?).poll_read(cx, buf))?;
-        if let Some(pace) = &mut this.pace {
-            pace.note(buf.filled().len() - before);
-            this.rest()?;
-        }
-        Poll::Ready(Ok(()))
+        Poll::Ready(this.note(Some(buf.filled().len() - before)))
     }
 }
 
@@ -149,38 +168,51 @@ impl AsyncWrite for Gathering {
     }
 }
 
+/// When the socket is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// When the runtime says that something is there.
+    Watched,
+    At(Instant),
+}
+
 /// Counts what comes.
 #[derive(Debug)]
 struct Pace {
     since: Instant,
     bytes: usize,
-    /// After each read.
     rest: Duration,
-    /// When the rest after the last read is over.
-    until: Instant,
+    /// Whether a rest lies before the next read.
+    rests: bool,
 }
 
 impl Pace {
     fn new() -> Self {
-        let now = Instant::now();
-        Self { since: now, bytes: 0, rest: Duration::ZERO, until: now }
+        Self { since: Instant::now(), bytes: 0, rest: Duration::ZERO, rests: false }
     }
 
-    /// Takes note of `bytes` that were read.
-    fn note(&mut self, bytes: usize) {
-        self.note_at(Instant::now(), bytes);
-    }
-
-    fn note_at(&mut self, now: Instant, bytes: usize) {
+    /// Takes note of a read at `now` that brought `bytes`; `None`: nothing was there.
+    fn note(&mut self, now: Instant, bytes: Option<usize>) -> Next {
+        if bytes.is_none() && self.rests {
+            // Nothing came all through a rest: the flood is over.
+            *self = Self { since: now, ..Self::new() };
+            return Next::Watched;
+        }
+        let bytes = bytes.unwrap_or(0);
         self.bytes = self.bytes.saturating_add(bytes);
         let elapsed = now - self.since;
         if elapsed >= WINDOW {
             let per_ms = self.bytes as u128 * 1000 / elapsed.as_micros();
-            self.rest = if per_ms >= MUCH_BYTES { REST } else { Duration::ZERO };
-            self.since = now;
-            self.bytes = 0;
+            let rest =
+                if per_ms < MUCH_BYTES { 0 } else { (per_ms / REST_BYTES).clamp(1, MAX_REST) };
+            self.rest = Duration::from_millis(u64::try_from(rest).unwrap_or_default());
+            (self.since, self.bytes) = (now, 0);
         }
-        self.until = now + self.rest;
+        if self.rest.is_zero() {
+            return Next::Watched;
+        }
+        self.rests = bytes < MORE_BYTES;
+        Next::At(if self.rests { now + self.rest } else { now })
     }
 }
 
@@ -192,22 +224,37 @@ mod tests {
     fn only_a_flood_is_gathered() {
         let mut pace = Pace::new();
         let mut now = pace.since;
-        let mut after = |pace: &mut Pace, micros: u64, bytes: usize| {
+        // How many milliseconds the next read is put off.
+        let mut after = |pace: &mut Pace, micros: u64, bytes: Option<usize>| {
             now += Duration::from_micros(micros);
-            pace.note_at(now, bytes);
-            !pace.rest.is_zero()
+            match pace.note(now, bytes) {
+                Next::Watched => None,
+                Next::At(until) => Some((until - now).as_millis()),
+            }
         };
-        assert!(!after(&mut pace, 10, 1 << 20), "one large row is not judged at once");
+        assert_eq!(
+            after(&mut pace, 10, Some(1 << 20)),
+            None,
+            "one large row is not judged at once"
+        );
         for _row in 0..1000 {
-            after(&mut pace, 5, 250);
+            after(&mut pace, 5, Some(250));
         }
-        assert_eq!(pace.rest, REST, "200,000 rows a second");
-        assert!(after(&mut pace, 4_000, 128 << 10), "it comes in larger pieces now");
+        assert_eq!(after(&mut pace, 5, Some(250)), Some(8), "200,000 rows a second");
+        assert_eq!(after(&mut pace, 8_000, Some(64 << 10)), Some(0), "more is ready");
+        assert_eq!(after(&mut pace, 20, None), Some(2), "it was not, and 12 KiB came in a ms");
+        assert_eq!(after(&mut pace, 2_000, Some(20 << 10)), Some(2));
+        assert_eq!(after(&mut pace, 2_000, None), None, "a rest in which nothing came ends it");
+        for _row in 0..1000 {
+            after(&mut pace, 10, Some(25));
+        }
+        assert_eq!(after(&mut pace, 10, Some(25)), Some(1), "2,500 bytes in a millisecond");
         for _transaction in 0..10 {
-            after(&mut pace, 1_000, 400);
+            after(&mut pace, 1_000, Some(400));
         }
-        assert!(pace.rest.is_zero(), "1,000 small transactions a second wait for nothing");
-        assert!(!after(&mut pace, 10_000_000, 400), "nor does what comes after silence");
+        let small = after(&mut pace, 1_000, Some(400));
+        assert_eq!(small, None, "1,000 small transactions a second wait for nothing");
+        assert_eq!(after(&mut pace, 10_000_000, Some(400)), None, "nor does what follows silence");
     }
 
     /// Writes `pieces` of 100 bytes to `to`, each by itself; returns how many bytes came back.
