@@ -48,7 +48,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(file) => {
-            if let Err(error) = memory::return_large_blocks() {
+            if let Err(error) = memory::settle() {
                 complain(&format!("tailwater: large rows may leave memory in use: {error}"));
             }
             run::run(&file.config)

@@ -29,7 +29,11 @@ impl Applier {
         let child = Command::new(std::env::current_exe()?)
             .args(["--exact", "unbounded::the_process", "--ignored", "--nocapture"])
             // As the program does for itself: see daemon/src/memory.rs.
-            .env("MALLOC_MMAP_THRESHOLD_", "4194304")
+            .envs([
+                ("MALLOC_MMAP_THRESHOLD_", "4194304"),
+                ("MALLOC_TRIM_THRESHOLD_", "8388608"),
+                ("MALLOC_TOP_PAD_", "1048576"),
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
