@@ -196,7 +196,9 @@ impl<'a> Session<'a> {
     async fn write(&mut self) -> Result<(), Error> {
         let written = self.writer.write(&self.changes).await?;
         self.changes.clear();
-        self.writer.producer().flush();
+        if !written.is_far_behind {
+            self.writer.producer().flush();
+        }
         self.report_rows();
         if written.began {
             self.idle.known = None;

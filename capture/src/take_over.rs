@@ -22,6 +22,8 @@ use crate::tail::{Tail, TailScan};
 /// person who looks at a log that is away or full learns of it while he looks. Taking over again
 /// costs less than a second.
 const DELIVERY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(15);
+/// What a batch waits for more while the log is far behind; else each round of rows is flushed.
+const LINGER: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// The writer that counts, and where it goes on.
 #[derive(Debug)]
@@ -78,6 +80,7 @@ pub(crate) async fn take_over(
         transactional_id: Some(config.transactional_id()),
         in_flight_bytes: config.in_flight_bytes,
         delivery_timeout: DELIVERY_TIMEOUT,
+        linger: LINGER,
         ..ProducerConfig::default()
     };
     let mut producer = client.producer(producer_config).await.map_err(log("take over the log"))?;

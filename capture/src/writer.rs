@@ -35,6 +35,8 @@ pub(crate) struct Writer {
     clock: fn() -> i64,
     /// When what is being written came: one time for all of it.
     now_ms: i64,
+    /// When the source committed the newest transaction, if it says so.
+    newest_us: Option<i64>,
     chunk_bytes: usize,
     attempt: u64,
     slots: Vec<Option<Slot>>,
@@ -84,7 +86,12 @@ pub(crate) struct Written {
     pub(crate) idle_through: Option<Commit>,
     /// The snapshot is complete.
     pub(crate) snapshot_ended: bool,
+    /// The newest transaction was committed [`FAR_BEHIND_MS`] before it was written, or earlier.
+    pub(crate) is_far_behind: bool,
 }
+
+/// From how late on the log gets few large batches instead of many that are small and soon there.
+const FAR_BEHIND_MS: i64 = 1000;
 
 impl Writer {
     pub(crate) fn new(
@@ -107,6 +114,7 @@ impl Writer {
             epoch,
             clock: config.clock,
             now_ms: (config.clock)(),
+            newest_us: None,
             chunk_bytes: config.max_record_bytes.saturating_sub(RECORD_ROOM).max(1),
             // No other attempt has this producer's id and epoch.
             attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
@@ -148,6 +156,7 @@ impl Writer {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
                 Event::Begin { commit, committed_at_us } => {
                     self.begin(*commit, *committed_at_us)?;
+                    self.newest_us = *committed_at_us;
                     written.began = true;
                     written.idle_through = None;
                 }
@@ -174,6 +183,8 @@ impl Writer {
                 }
             }
         }
+        let late_ms = self.newest_us.map(|at| self.now_ms.saturating_sub(at / 1000));
+        written.is_far_behind = late_ms.is_some_and(|late| late >= FAR_BEHIND_MS);
         Ok(written)
     }
 

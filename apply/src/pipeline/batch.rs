@@ -67,6 +67,11 @@ impl Batch {
             || self.since.is_some_and(|since| since.elapsed() >= bounds.time)
     }
 
+    /// When the source committed the newest of its transactions, if it has any and they say so.
+    pub(super) fn newest_us(&self) -> Option<i64> {
+        self.committed_at_us.last().copied()
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }

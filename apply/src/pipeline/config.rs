@@ -33,11 +33,23 @@ pub struct BatchBounds {
     pub bytes: usize,
     /// How long whole transactions may wait for others behind them.
     pub time: Duration,
+    /// How long a batch that is not full waits for more to be read, counted from the one before it.
+    /// Only while the target is [`FAR_BEHIND_US`]: that is a twentieth of what it is behind, and
+    /// few large commits get it there sooner than many small ones.
+    pub linger: Duration,
 }
+
+/// Microseconds since the source committed from which the target is far behind.
+pub(super) const FAR_BEHIND_US: i64 = 1_000_000;
 
 impl Default for BatchBounds {
     fn default() -> Self {
-        Self { rows: 50_000, bytes: 16 << 20, time: Duration::from_millis(200) }
+        Self {
+            rows: 50_000,
+            bytes: 16 << 20,
+            time: Duration::from_millis(200),
+            linger: Duration::from_millis(50),
+        }
     }
 }
 

@@ -8,10 +8,12 @@ use std::sync::Arc;
 
 use tailwater_change::{Place, SchemaId};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
 use super::commands::{Command, Order};
+use super::config::FAR_BEHIND_US;
 use super::group::Group;
 use super::intake::Intake;
 use super::lookout::Stand;
@@ -68,6 +70,8 @@ pub(super) struct Session<'a> {
     pub(super) state: SavedState,
     pub(super) tables: HashMap<SchemaId, Arc<Table>>,
     pub(super) batch: Batch,
+    /// When the one before it began to be applied.
+    flushed_at: Instant,
     /// Rows of the transaction that is being streamed into an open transaction of the target.
     pub(super) large: Option<usize>,
     /// `None` only while it gathers beside the target's work.
@@ -129,6 +133,7 @@ impl<'a> Session<'a> {
             state,
             tables: HashMap::new(),
             batch: Batch::default(),
+            flushed_at: Instant::now(),
             large: None,
             identity,
             server: start.server,
@@ -196,6 +201,7 @@ impl<'a> Session<'a> {
         // Beside one that is larger than the bound there is no room for another.
         let room = self.context.config.held_bytes();
         let room = if self.batch.bytes() > room { 0 } else { room };
+        self.flushed_at = Instant::now();
         let Some(mut intake) = self.intake.take() else { return self.flush().await };
         let flushed = tokio::select! {
             biased;
@@ -246,6 +252,7 @@ impl<'a> Session<'a> {
         // While there is something to do, look but do not wait.
         let drained = self.intake().is_drained();
         let busy = !self.batch.is_empty() || !drained;
+        let linger = self.linger().filter(|_until| drained);
         let event = tokio::select! {
             biased;
             () = shutdown.cancelled() => Event::Shutdown,
@@ -254,7 +261,7 @@ impl<'a> Session<'a> {
                 Ok(()) => Event::Read,
                 Err(error) => return self.reader_failed(error).await,
             },
-            () = std::future::ready(()) => Event::Nothing,
+            () = passed(linger) => Event::Nothing,
         };
         if busy || !matches!(event, Event::Nothing) {
             return Ok(event);
@@ -273,6 +280,13 @@ impl<'a> Session<'a> {
                 () = self.group.tick() => continue,
             });
         }
+    }
+
+    /// Until when a batch that is not full waits for more.
+    fn linger(&self) -> Option<Instant> {
+        let config = &self.context.config;
+        let behind = (config.clock)().saturating_sub(self.batch.newest_us()?);
+        (behind >= FAR_BEHIND_US).then(|| self.flushed_at + config.batch.linger)
     }
 
     /// What was read before stands for itself.
@@ -506,6 +520,13 @@ impl<'a> Session<'a> {
         self.context.status.send_if_modified(|status| {
             std::mem::replace(&mut status.caught_up, caught_up) != caught_up
         });
+    }
+}
+
+/// Until `at` has passed.
+async fn passed(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
     }
 }
 

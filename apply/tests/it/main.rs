@@ -4,6 +4,7 @@
 
 mod another_log;
 mod assembling;
+mod batching;
 mod commanding;
 mod exactly_once;
 mod loading;

@@ -281,7 +281,11 @@ impl Stream for ScriptedStream {
                     out.schema(slot, Arc::clone(&schema));
                 }
                 match piece.clone() {
-                    Piece::Begin(commit) => out.begin(Commit::lsn(commit), Some(7)),
+                    Piece::Begin(commit) => {
+                        // By turns long ago and now, by the clock of these tests.
+                        let at = if commit % 20 == 0 { 7 } else { 1_700_000_000_000_000 };
+                        out.begin(Commit::lsn(commit), Some(at));
+                    }
                     Piece::Row { ordinal, id, text_length } => {
                         let text = "x".repeat(text_length);
                         let values = [Value::Int(id), Value::Text(&text)];
