@@ -220,6 +220,16 @@ pub trait Target: Send {
     /// [`TargetError::Fenced`]: rolled back. [`TargetError::UnknownOutcome`]: read the progress.
     async fn commit(&mut self, progress: &Progress) -> Result<(), TargetError>;
 
+    /// As [`commit`](Self::commit), but need not wait until the server can no longer lose it: data
+    /// and progress are then lost together, with all that was committed later. A later `commit`
+    /// makes both safe. `true`: they are already.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit).
+    async fn commit_soon(&mut self, progress: &Progress) -> Result<bool, TargetError> {
+        self.commit(progress).await.map(|()| true)
+    }
+
     /// Undoes the transaction.
     ///
     /// # Errors

@@ -92,10 +92,10 @@ impl Session<'_> {
         let batch = std::mem::take(&mut self.batch);
         let Some(mark) = batch.mark else { return Ok(()) };
         self.context.trial.suspect = batch.suspect(mark);
-        let rows = batch.changes.len();
+        let (rows, newest_us) = (batch.changes.len(), batch.newest_us());
         self.target.begin().await?;
         self.execute(batch.changes).await?;
-        self.commit(mark).await?;
+        self.commit(mark, newest_us).await?;
         self.note_applied(rows, batch.transactions, &batch.committed_at_us);
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Session<'_> {
         *large += rows;
         if part.end {
             let rows = self.large.take().unwrap_or(rows);
-            self.commit(part.mark).await?;
+            self.commit(part.mark, part.committed_at_us).await?;
             self.note_applied(rows, 1, part.committed_at_us.as_slice());
         }
         Ok(())

@@ -68,7 +68,7 @@ impl Session<'_> {
         if clear {
             self.target.clear(&[table]).await?;
         }
-        self.commit(mark).await
+        self.commit(mark, None).await
     }
 
     pub(super) fn end_table(&mut self, mark: Mark) {
@@ -90,7 +90,7 @@ impl Session<'_> {
         if !left.is_empty() {
             self.target.clear(&left).await?;
         }
-        self.commit(mark).await?;
+        self.commit(mark, None).await?;
         // Finished tables have more keys than the plan was told of.
         self.tables.clear();
         self.intake().assembler.forget_schemas();

@@ -16,6 +16,7 @@
 
 mod batch;
 mod commands;
+mod commit;
 mod config;
 mod error;
 mod first_load;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
 use super::commands::{Command, Order};
-use super::config::FAR_BEHIND_US;
+use super::commit::{QUIET, Safe};
 use super::group::Group;
 use super::intake::Intake;
 use super::lookout::Stand;
@@ -22,9 +22,7 @@ use super::start::{Continuity, Start};
 use super::state::SavedState;
 use super::trial::{Skip, Trial};
 use super::{ChangeLog, Error, LogIdentity, PipelineConfig, State, Status};
-use crate::{
-    Assembler, Item, Mark, Metrics, Part, Progress, Resume, Table, Target, TargetConnector,
-};
+use crate::{Assembler, Item, Metrics, Part, Progress, Resume, Table, Target, TargetConnector};
 
 /// What a session needs and leaves behind.
 pub(super) struct Context {
@@ -72,15 +70,16 @@ pub(super) struct Session<'a> {
     pub(super) batch: Batch,
     /// When the one before it began to be applied.
     flushed_at: Instant,
+    pub(super) safe: Safe,
     /// Rows of the transaction that is being streamed into an open transaction of the target.
     pub(super) large: Option<usize>,
     /// `None` only while it gathers beside the target's work.
     pub(super) intake: Option<Intake>,
-    identity: LogIdentity,
+    pub(super) identity: LogIdentity,
     /// Whom the writer reads that counts where we are.
-    server: Option<String>,
+    pub(super) server: Option<String>,
     continuity: Continuity,
-    group: Group,
+    pub(super) group: Group,
 }
 
 impl<'a> Session<'a> {
@@ -134,6 +133,7 @@ impl<'a> Session<'a> {
             tables: HashMap::new(),
             batch: Batch::default(),
             flushed_at: Instant::now(),
+            safe: Safe::new(),
             large: None,
             identity,
             server: start.server,
@@ -221,7 +221,8 @@ impl<'a> Session<'a> {
     /// Commits what is whole and undoes what is not.
     async fn rest(&mut self) -> Result<(), Error> {
         self.abandon_large().await?;
-        self.flush().await
+        self.flush().await?;
+        self.make_safe().await
     }
 
     /// `true`: pause.
@@ -269,6 +270,7 @@ impl<'a> Session<'a> {
         loop {
             self.check_place_was_found()?;
             self.show_caught_up();
+            let flush = self.owed().map(|_offset| self.flushed_at + QUIET);
             return Ok(tokio::select! {
                 biased;
                 () = shutdown.cancelled() => Event::Shutdown,
@@ -277,6 +279,10 @@ impl<'a> Session<'a> {
                     Ok(()) => Event::Read,
                     Err(error) => return self.reader_failed(error).await,
                 },
+                () = passed(flush), if flush.is_some() => {
+                    self.make_safe().await?;
+                    continue;
+                }
                 () = self.group.tick() => continue,
             });
         }
@@ -284,9 +290,8 @@ impl<'a> Session<'a> {
 
     /// Until when a batch that is not full waits for more.
     fn linger(&self) -> Option<Instant> {
-        let config = &self.context.config;
-        let behind = (config.clock)().saturating_sub(self.batch.newest_us()?);
-        (behind >= FAR_BEHIND_US).then(|| self.flushed_at + config.batch.linger)
+        let behind = self.is_far_behind(self.batch.newest_us());
+        behind.then(|| self.flushed_at + self.context.config.batch.linger)
     }
 
     /// What was read before stands for itself.
@@ -440,44 +445,6 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Commits the open transaction with the progress `mark`.
-    pub(super) async fn commit(&mut self, mark: Mark) -> Result<(), Error> {
-        self.state.writer = mark.writer;
-        self.state.source.clone_from(&self.server);
-        self.state.streaming |= self.state.snapshot.is_none();
-        let progress = Progress {
-            cluster_id: self.identity.cluster_id.clone(),
-            topic_id: self.identity.topic_id.clone(),
-            next_offset: mark.next_offset.get(),
-            place: mark.place,
-            state: self.state_text()?,
-            ..self.progress.clone()
-        };
-        self.target.commit(&progress).await?;
-        self.progress = progress;
-        let (writer, snapshot) = (mark.writer, self.state.snapshot);
-        let trial = &mut self.context.trial;
-        trial.passed(mark);
-        trial.stands_at(mark.next_offset, Resume { applied: mark.place, writer, snapshot });
-        self.group.note(mark.next_offset);
-        self.show();
-        Ok(())
-    }
-
-    /// Commits what is to be remembered, at the place where we are.
-    pub(super) async fn save(&mut self) -> Result<(), Error> {
-        let progress = Progress { state: self.state_text()?, ..self.progress.clone() };
-        self.target.begin().await?;
-        self.target.commit(&progress).await?;
-        self.progress = progress;
-        Ok(())
-    }
-
-    fn state_text(&self) -> Result<String, Error> {
-        serde_json::to_string(&self.state)
-            .map_err(|source| Error::State { pipeline: self.progress.pipeline.clone(), source })
-    }
-
     /// What was committed, for the numbers.
     pub(super) fn note_applied(&self, rows: usize, transactions: usize, committed_at_us: &[i64]) {
         let metrics = &self.context.metrics;
@@ -516,6 +483,7 @@ impl<'a> Session<'a> {
 
     fn show_caught_up(&self) {
         let caught_up = self.continuity == Continuity::Certain
+            && self.owed().is_none()
             && self.intake.as_ref().is_some_and(Intake::is_at_end);
         self.context.status.send_if_modified(|status| {
             std::mem::replace(&mut status.caught_up, caught_up) != caught_up

@@ -1,10 +1,10 @@
-//! When the target gets what is there, and when it waits for more.
+//! When the target gets what is there, when it waits for more, and when it flushes.
 
 use std::time::Duration;
 
 use tailwater_apply::Clock;
 use tailwater_change::{Commit, Epoch, Place};
-use tailwater_memory::Definition;
+use tailwater_memory::{Definition, Planted};
 
 use crate::rig::Rig;
 use crate::support::{LogWriter, schema};
@@ -46,4 +46,49 @@ async fn far_behind_small_transactions_go_together() {
     // 200 ms in all, 50 ms a batch.
     let far = commits(|| 2_000_000).await;
     assert!((4..=8).contains(&far), "{far}");
+}
+
+/// Applies long after, to a target that crashes now and then and takes back what it has not
+/// flushed. Returns whether the log was ever told that something is applied which then was not.
+async fn forgets_too_early(planted: Option<Planted>) -> bool {
+    let schema = schema("t", &[]);
+    let mut rig = Rig::new(std::slice::from_ref(&schema));
+    rig.config.clock = || 2_000_000;
+    rig.database.create(schema.table.clone(), Definition::of(&schema));
+    if let Some(bug) = planted {
+        rig.database.plant(bug);
+    }
+    let mut log = LogWriter::new();
+    rig.log.append(log.open(1).batches());
+    let running = rig.start();
+    let (mut taken_back, mut too_early) = (0, false);
+    for number in 0..400 {
+        rig.log.append(log.insert(16 + number, number, true).batches());
+        tokio::time::sleep(APART * 5).await;
+        if number % 60 == 59 {
+            let seen = rig.database.rows(&schema.table).map_or(0, |rows| rows.len());
+            rig.database.crash();
+            taken_back += seen - rig.database.rows(&schema.table).map_or(0, |rows| rows.len());
+            let kept = rig.database.progress("p").map_or(0, |progress| progress.next_offset);
+            too_early |= rig.log.group("tailwater.p").is_some_and(|group| group.get() > kept);
+        }
+    }
+    running.applied(Place::end_of(Epoch::FIRST, Commit::lsn(415))).await;
+    assert!(taken_back > 0, "no crash took anything back");
+    assert_eq!(rig.database.rows(&schema.table).map(|rows| rows.len()), Some(400));
+    // Who is told that all is applied may rely on it.
+    rig.database.crash();
+    assert!(too_early || rig.database.rows(&schema.table).map(|rows| rows.len()) == Some(400));
+    running.stop().await;
+    too_early
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_target_may_still_lose_stays_in_the_log() {
+    assert!(!forgets_too_early(None).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_forgets_what_the_target_loses_is_seen() {
+    assert!(forgets_too_early(Some(Planted::ClaimsToFlush)).await);
 }

@@ -36,6 +36,24 @@ pub(crate) struct Inner {
     /// What every commit left, while it is recorded.
     pub(crate) history: Option<Vec<Committed>>,
     pub(crate) planted: Option<Planted>,
+    /// What a crash leaves, while that is not what everybody sees.
+    unflushed: Option<(Tables, HashMap<String, Progress>)>,
+    /// How often it has crashed: sessions from before are gone.
+    pub(crate) crashes: u64,
+}
+
+impl Inner {
+    /// Before a commit that is not flushed.
+    pub(crate) fn owe(&mut self) {
+        if self.unflushed.is_none() {
+            self.unflushed = Some((self.tables.clone(), self.progress.clone()));
+        }
+    }
+
+    /// All that is committed is flushed.
+    pub(crate) fn flush(&mut self) {
+        self.unflushed = None;
+    }
 }
 
 /// The database as a commit left it.
@@ -111,6 +129,16 @@ impl MemoryDatabase {
         self.lock().locks.remove(pipeline);
     }
 
+    /// Takes back what is committed and not flushed, and ends all sessions.
+    pub fn crash(&self) {
+        let mut inner = self.lock();
+        if let Some((tables, progress)) = inner.unflushed.take() {
+            (inner.tables, inner.progress) = (tables, progress);
+        }
+        inner.locks.clear();
+        inner.crashes += 1;
+    }
+
     /// Makes it wrong from now on, for a test that has to notice.
     pub fn plant(&self, bug: Planted) {
         self.lock().planted = Some(bug);
@@ -125,7 +153,7 @@ impl MemoryDatabase {
     pub fn session(&self) -> MemoryTarget {
         let mut inner = self.lock();
         inner.sessions += 1;
-        MemoryTarget::new(self.clone(), inner.sessions)
+        MemoryTarget::new(self.clone(), inner.sessions, inner.crashes)
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Inner> {

@@ -12,6 +12,8 @@ pub enum Planted {
     ForgetsFence,
     /// The progress is written now and then, beside the data, as a checkpoint is.
     SavesProgressAside,
+    /// A commit that a crash takes back is said to be flushed.
+    ClaimsToFlush,
     /// Each step is visible at once.
     CommitsEachStep,
     /// An insert passes over rows that are there, as `LOAD DATA LOCAL` does.

@@ -21,6 +21,8 @@ use crate::{Committed, Definition, MemoryDatabase, MemoryTable, Op, Planted};
 pub struct MemoryTarget {
     database: MemoryDatabase,
     session: u64,
+    /// How often the database had crashed when it began.
+    crashes: u64,
     transaction: Option<Transaction>,
 }
 
@@ -63,6 +65,7 @@ impl Target for MemoryTarget {
         let call = self.database.enter(Op::TakeOver).await?;
         let progress = {
             let mut inner = self.database.lock();
+            inner.flush();
             let pipeline = initial.pipeline.clone();
             let progress = inner.progress.entry(pipeline).or_insert_with(|| initial.clone());
             progress.fence += 1;
@@ -228,6 +231,27 @@ impl Target for MemoryTarget {
     }
 
     async fn commit(&mut self, progress: &Progress) -> Result<(), TargetError> {
+        self.commit_with(progress, true).await
+    }
+
+    async fn commit_soon(&mut self, progress: &Progress) -> Result<bool, TargetError> {
+        self.commit_with(progress, false).await?;
+        Ok(self.database.has(Planted::ClaimsToFlush))
+    }
+
+    async fn rollback(&mut self) -> Result<(), TargetError> {
+        let call = self.database.enter(Op::Rollback).await?;
+        self.transaction = None;
+        call.leave().await
+    }
+}
+
+impl MemoryTarget {
+    pub(crate) fn new(database: MemoryDatabase, session: u64, crashes: u64) -> Self {
+        Self { database, session, crashes, transaction: None }
+    }
+
+    async fn commit_with(&mut self, progress: &Progress, flush: bool) -> Result<(), TargetError> {
         let database = self.database.clone();
         let call = database.enter(Op::Commit).await?;
         let Some(transaction) = self.transaction.take() else {
@@ -235,6 +259,14 @@ impl Target for MemoryTarget {
         };
         {
             let mut inner = self.database.lock();
+            if inner.crashes != self.crashes {
+                return Err(TargetError::unavailable("commit", "the database has crashed"));
+            }
+            if flush {
+                inner.flush();
+            } else {
+                inner.owe();
+            }
             let forgets = inner.planted == Some(Planted::ForgetsFence);
             let saves = inner.planted.is_none_or(|bug| bug.saves_progress(inner.commits));
             let kept = inner.progress.get_mut(&progress.pipeline);
@@ -258,18 +290,6 @@ impl Target for MemoryTarget {
             }
         }
         call.leave().await
-    }
-
-    async fn rollback(&mut self) -> Result<(), TargetError> {
-        let call = self.database.enter(Op::Rollback).await?;
-        self.transaction = None;
-        call.leave().await
-    }
-}
-
-impl MemoryTarget {
-    pub(crate) fn new(database: MemoryDatabase, session: u64) -> Self {
-        Self { database, session, transaction: None }
     }
 
     fn running(&mut self) -> Result<&mut Transaction, TargetError> {

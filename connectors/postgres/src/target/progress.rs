@@ -168,16 +168,33 @@ pub(super) const ADVANCE: &str = "
         RETURNING 1)
     SELECT 1 / pg_catalog.count(*) FROM advanced";
 
+/// Whether a COMMIT waits until the server has flushed it, and its standbys have what is asked of
+/// them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flush {
+    Wait,
+    Later,
+}
+
 /// Writes the progress and commits, in one round trip.
 pub(super) async fn commit(
     client: &Client,
     advance: &Statement,
     progress: &Progress,
+    flush: Flush,
 ) -> Result<(), TargetError> {
+    let set = async {
+        match flush {
+            Flush::Wait => Ok(()),
+            Flush::Later => client.batch_execute("SET LOCAL synchronous_commit = off").await,
+        }
+    };
     let mut params = params(progress);
     params.push(text(progress.fence));
     let advance = client.execute_raw(advance, &params);
-    let (advanced, committed) = tokio::join!(biased; advance, client.batch_execute("COMMIT"));
+    let commit = client.batch_execute("COMMIT");
+    let (set, advanced, committed) = tokio::join!(biased; set, advance, commit);
+    set.map_err(|error| uncertain("SET LOCAL synchronous_commit", error))?;
     match advanced {
         Ok(_) => {}
         Err(error) if error.code() == Some(&SqlState::DIVISION_BY_ZERO) => {

@@ -17,6 +17,7 @@ use super::described::{CatalogEntry, Described, Shared};
 use super::error::{Failure, connect_error, target_error};
 use super::param::Param;
 use super::parking::{Parked, parking};
+use super::progress::Flush;
 use super::{create, finish, progress, statement};
 use crate::connect::{Server, Session, quote_table};
 
@@ -328,6 +329,24 @@ impl Target for PgTarget {
     }
 
     async fn commit(&mut self, progress: &Progress) -> Result<(), TargetError> {
+        self.commit_with(progress, Flush::Wait).await
+    }
+
+    async fn commit_soon(&mut self, progress: &Progress) -> Result<bool, TargetError> {
+        self.commit_with(progress, Flush::Later).await?;
+        Ok(false)
+    }
+
+    async fn rollback(&mut self) -> Result<(), TargetError> {
+        self.run("ROLLBACK", "ROLLBACK").await?;
+        self.undone();
+        self.parked.clear();
+        Ok(())
+    }
+}
+
+impl PgTarget {
+    async fn commit_with(&mut self, progress: &Progress, flush: Flush) -> Result<(), TargetError> {
         if let Some(parked) = self.parked.first() {
             return Err(parked.conflict());
         }
@@ -335,15 +354,8 @@ impl Target for PgTarget {
             .statement(progress::ADVANCE)
             .await
             .map_err(|failure| failure.into_error("preparing the progress statement"))?;
-        progress::commit(&self.session, &statement, progress).await?;
+        progress::commit(&self.session, &statement, progress, flush).await?;
         self.made.clear();
-        Ok(())
-    }
-
-    async fn rollback(&mut self) -> Result<(), TargetError> {
-        self.run("ROLLBACK", "ROLLBACK").await?;
-        self.undone();
-        self.parked.clear();
         Ok(())
     }
 }

@@ -357,6 +357,39 @@ async fn a_session_that_dies_in_commit_leaves_the_answer_in_the_progress() {
     assert_eq!(fixture.target.progress("shop").await.unwrap(), Some(moved));
 }
 
+/// Whether a crash takes back what is not flushed is up to the server; what a later commit has
+/// flushed it may not.
+#[tokio::test]
+async fn a_commit_flushes_those_before_it_that_did_not_wait() {
+    let delayed = [("wal_writer_delay", "10s")];
+    let mut server = Server::start_with(Flavor::Postgres15, &delayed).unwrap();
+    let database = server.create_database().unwrap();
+    let connector =
+        connector(TargetConfig { name: "copy".into(), url: server.url(&database) }).unwrap();
+    let mut target = connector.connect().await.unwrap();
+    let ours = target.take_over(&initial("shop")).await.unwrap();
+    target.begin().await.unwrap();
+    let soon = Progress { next_offset: 42, ..ours.clone() };
+    assert!(!target.commit_soon(&soon).await.unwrap(), "said to be flushed");
+    assert_eq!(target.progress("shop").await.unwrap(), Some(soon.clone()));
+    server.kill().unwrap();
+    server.start_again().unwrap();
+    let mut target = connector.connect().await.unwrap();
+    let left = target.progress("shop").await.unwrap().unwrap();
+    assert!(left == ours || left == soon, "{left:?}");
+
+    let ours = target.take_over(&initial("shop")).await.unwrap();
+    target.begin().await.unwrap();
+    target.commit_soon(&Progress { next_offset: 43, ..ours.clone() }).await.unwrap();
+    target.begin().await.unwrap();
+    let safe = Progress { next_offset: 44, ..ours };
+    target.commit(&safe).await.unwrap();
+    server.kill().unwrap();
+    server.start_again().unwrap();
+    let mut target = connector.connect().await.unwrap();
+    assert_eq!(target.progress("shop").await.unwrap(), Some(safe));
+}
+
 #[tokio::test]
 async fn a_server_that_goes_away_is_tried_again() {
     for flavor in flavors() {
