@@ -4,7 +4,7 @@
 //! woken for every few hundred bytes, whether anybody reads or not, and on a machine that both
 //! share takes the time away from the server that it waits for; everything behind, from the log's
 //! flushes to the target's commits, then comes in small pieces, too. So while much comes the socket
-//! is not watched: it is read until little is left, and again after a rest of some milliseconds.
+//! is not watched: it is read until little is left, and again after a rest of a millisecond.
 //!
 //! A row that the server writes while our side has room goes through the whole of TCP by itself;
 //! one that has to wait is joined with those before it for next to nothing. So on one machine our
@@ -24,11 +24,9 @@ use tokio::time::{Instant, Sleep, sleep_until};
 /// Bytes in a millisecond that are much: some eight rows, eight system calls. Not more: a server
 /// that gets too little of the machine because of us looks as if it had little to say.
 const MUCH_BYTES: u128 = 2 << 10;
-/// Bytes in a millisecond for each of which a rest is a millisecond long.
-const REST_BYTES: u128 = 6 << 10;
-/// The longest rest, in milliseconds. Not longer: a fast server would fill the buffers of both
-/// sides and wait.
-const MAX_REST: u128 = 8;
+/// What is gathered for. Not longer: a fast server would fill the buffers of both sides and wait,
+/// and then look as if it had no more to say.
+const REST: Duration = Duration::from_millis(1);
 /// How long it is counted before it is judged: long enough that one row is not a flood.
 const WINDOW: Duration = Duration::from_millis(4);
 /// The room that our side has on one machine. The kernel doubles it, for its own needs.
@@ -203,9 +201,7 @@ impl Pace {
         let elapsed = now - self.since;
         if elapsed >= WINDOW {
             let per_ms = self.bytes as u128 * 1000 / elapsed.as_micros();
-            let rest =
-                if per_ms < MUCH_BYTES { 0 } else { (per_ms / REST_BYTES).clamp(1, MAX_REST) };
-            self.rest = Duration::from_millis(u64::try_from(rest).unwrap_or_default());
+            self.rest = if per_ms < MUCH_BYTES { Duration::ZERO } else { REST };
             (self.since, self.bytes) = (now, 0);
         }
         if self.rest.is_zero() {
@@ -240,10 +236,10 @@ mod tests {
         for _row in 0..1000 {
             after(&mut pace, 5, Some(250));
         }
-        assert_eq!(after(&mut pace, 5, Some(250)), Some(8), "200,000 rows a second");
-        assert_eq!(after(&mut pace, 8_000, Some(64 << 10)), Some(0), "more is ready");
-        assert_eq!(after(&mut pace, 20, None), Some(2), "it was not, and 12 KiB came in a ms");
-        assert_eq!(after(&mut pace, 2_000, Some(20 << 10)), Some(2));
+        assert_eq!(after(&mut pace, 5, Some(250)), Some(1), "200,000 rows a second");
+        assert_eq!(after(&mut pace, 1_000, Some(64 << 10)), Some(0), "more is ready");
+        assert_eq!(after(&mut pace, 20, None), Some(1), "it was not");
+        assert_eq!(after(&mut pace, 2_000, Some(20 << 10)), Some(1));
         assert_eq!(after(&mut pace, 2_000, None), None, "a rest in which nothing came ends it");
         for _row in 0..1000 {
             after(&mut pace, 10, Some(25));
