@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use mysql_async::prelude::Queryable;
 use tailwater_apply::{Change, Step, StepOutcome, Table, TargetError};
-use tailwater_change::Value;
 
 use super::failure::{Failure, sanitized, too_large};
 use super::load::{Cell, Filled, Filling, Image, Images, Put, fits, whole_row};
@@ -314,22 +313,15 @@ fn in_key_order<'a>(shape: &Shape, rows: &[&'a Change]) -> Result<Vec<&'a Change
     if !shape.target.unique_keys.is_empty() {
         return Ok(rows.to_vec());
     }
+    let Some(&first) = shape.key.first() else { return Ok(rows.to_vec()) };
     let mut images = Images::default();
     let mut keyed = Vec::with_capacity(rows.len());
     for row in rows {
         images.read(shape, row)?;
-        let part = |at: &usize| match images.old[shape.fields[*at].source] {
-            Value::Int(number) => (i128::from(number), &[][..]),
-            Value::Uint(number) => (i128::from(number), &[][..]),
-            Value::Text(text) => (0, text.as_bytes()),
-            Value::Bytes(bytes) => (0, bytes),
-            _ => (0, &[][..]),
-        };
-        let key: Vec<(i128, &[u8])> = shape.key.iter().map(part).collect();
-        keyed.push((key, *row));
+        keyed.push((images.old[shape.fields[first].source].rough_order(), *row));
     }
-    keyed.sort_by(|one, other| one.0.cmp(&other.0));
-    Ok(keyed.into_iter().map(|(_, row)| row).collect())
+    keyed.sort_by_key(|(order, _row)| *order);
+    Ok(keyed.into_iter().map(|(_order, row)| row).collect())
 }
 
 fn refusal(shape: &Shape, what: &str, outcome: Outcome) -> StepOutcome {
