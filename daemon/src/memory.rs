@@ -21,9 +21,9 @@ const SETTINGS: [(&str, &str); 3] = [
     // Above the batches of a steady stream, which are used again and again; below large rows.
     (LARGE, "4194304"),
     // What is free at the end of a heap, there is one for each busy thread, and stays.
-    ("MALLOC_TRIM_THRESHOLD_", "8388608"),
+    ("MALLOC_TRIM_THRESHOLD_", "2097152"),
     // What a heap grows by.
-    ("MALLOC_TOP_PAD_", "1048576"),
+    ("MALLOC_TOP_PAD_", "524288"),
 ];
 
 /// Begins the process once more, with the settings, unless it has one for large blocks already.

@@ -2,7 +2,7 @@
 //!
 //! Far behind, a target need not flush each commit: a crash of its then takes back data and
 //! progress together, and what it took back is read again. So the log keeps what is not flushed;
-//! about once a second, and before anything waits, all is.
+//! about once a second, and as soon as nothing more comes, all is.
 
 use std::time::Duration;
 

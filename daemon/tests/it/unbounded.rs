@@ -31,8 +31,8 @@ impl Applier {
             // As the program does for itself: see daemon/src/memory.rs.
             .envs([
                 ("MALLOC_MMAP_THRESHOLD_", "4194304"),
-                ("MALLOC_TRIM_THRESHOLD_", "8388608"),
-                ("MALLOC_TOP_PAD_", "1048576"),
+                ("MALLOC_TRIM_THRESHOLD_", "2097152"),
+                ("MALLOC_TOP_PAD_", "524288"),
             ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
