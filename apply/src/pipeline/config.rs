@@ -34,8 +34,8 @@ pub struct BatchBounds {
     /// How long whole transactions may wait for others behind them.
     pub time: Duration,
     /// How long a batch that is not full waits for more to be read, counted from the one before it.
-    /// Only while the target is [`FAR_BEHIND_US`]: that is a twentieth of what it is behind, and
-    /// few large commits get it there sooner than many small ones.
+    /// Only while what is applied was committed more than a second ago: a twentieth of that, and
+    /// few large commits get the target there sooner than many small ones.
     pub linger: Duration,
 }
 
