@@ -4,7 +4,7 @@
 //! the bound of what is large with each such block: after one row of 20 MB the next lies in the
 //! heap, where whatever stands behind it keeps its room for good. Fixing the bound ends that. It
 //! also ends the heaps' keeping some of what is free: batches, which come and go by the thousand,
-//! would take new pages from the system each time, a fifth of the time of a catch-up. So what they
+//! would take new pages from the system each time, a third of our system time. So what they
 //! keep is given, too. All that can be done from outside only, before the process begins, so the
 //! process begins once more.
 
