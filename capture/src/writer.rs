@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use tailwater_change::{
     Chunks, Commit, Control, EnvelopeWriter, Epoch, Frame, Operation, Ordinal, Place, SchemaId,
-    TableSchema, key_schema_text, schema_text,
+    TableSchema, is_far_behind, key_schema_text, schema_text,
 };
 use tailwater_kafka::{PartitionHandle, PartitionId, Producer, RecordNumber, TopicPartition};
 use tailwater_registry::Registry;
@@ -35,8 +35,6 @@ pub(crate) struct Writer {
     clock: fn() -> i64,
     /// When what is being written came: one time for all of it.
     now_ms: i64,
-    /// When the source committed the newest transaction, if it says so.
-    newest_us: Option<i64>,
     chunk_bytes: usize,
     attempt: u64,
     slots: Vec<Option<Slot>>,
@@ -86,12 +84,9 @@ pub(crate) struct Written {
     pub(crate) idle_through: Option<Commit>,
     /// The snapshot is complete.
     pub(crate) snapshot_ended: bool,
-    /// The newest transaction was committed [`FAR_BEHIND_MS`] before it was written, or earlier.
+    /// The newest transaction came late: the log may get few large batches instead of many small ones.
     pub(crate) is_far_behind: bool,
 }
-
-/// From how late on the log gets few large batches instead of many that are small and soon there.
-const FAR_BEHIND_MS: i64 = 1000;
 
 impl Writer {
     pub(crate) fn new(
@@ -114,7 +109,6 @@ impl Writer {
             epoch,
             clock: config.clock,
             now_ms: (config.clock)(),
-            newest_us: None,
             chunk_bytes: config.max_record_bytes.saturating_sub(RECORD_ROOM).max(1),
             // No other attempt has this producer's id and epoch.
             attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
@@ -151,12 +145,13 @@ impl Writer {
     pub(crate) async fn write(&mut self, changes: &Changes) -> Result<Written, Error> {
         let mut written = Written::default();
         self.now_ms = (self.clock)();
+        let mut newest_us = self.open.as_ref().and_then(|open| open.committed_at_us);
         for event in changes.events() {
             match event {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
                 Event::Begin { commit, committed_at_us } => {
                     self.begin(*commit, *committed_at_us)?;
-                    self.newest_us = *committed_at_us;
+                    newest_us = *committed_at_us;
                     written.began = true;
                     written.idle_through = None;
                 }
@@ -183,8 +178,7 @@ impl Writer {
                 }
             }
         }
-        let late_ms = self.newest_us.map(|at| self.now_ms.saturating_sub(at / 1000));
-        written.is_far_behind = late_ms.is_some_and(|late| late >= FAR_BEHIND_MS);
+        written.is_far_behind = is_far_behind(self.now_ms.saturating_mul(1000), newest_us);
         Ok(written)
     }
 

@@ -6,18 +6,18 @@
 
 use std::time::Duration;
 
+use tailwater_change::is_far_behind;
 use tailwater_kafka::Offset;
 use tokio::time::Instant;
 
 use super::Error;
-use super::config::FAR_BEHIND_US;
 use super::session::Session;
 use crate::{Mark, Progress, Resume};
 
 /// How often the target flushes at least: what a crash of its would have read again, in time.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// When nothing more has come for this long, it flushes at once.
+/// When nothing more has come for this long since the last batch began, it flushes at once.
 pub(super) const QUIET: Duration = Duration::from_millis(100);
 
 /// How far what is committed on the target is flushed there.
@@ -85,24 +85,22 @@ impl Session<'_> {
 
     /// Has the target flush what it has not yet.
     pub(super) async fn make_safe(&mut self) -> Result<(), Error> {
-        let Some(next_offset) = self.owed() else { return Ok(()) };
-        self.save().await?;
-        self.note_safe(next_offset);
-        Ok(())
+        if self.owed().is_some() { self.save().await } else { Ok(()) }
     }
 
-    /// Whether a transaction that was committed at `newest_us` comes late.
     pub(super) fn is_far_behind(&self, newest_us: Option<i64>) -> bool {
-        let now = (self.context.config.clock)();
-        newest_us.is_some_and(|at| now.saturating_sub(at) >= FAR_BEHIND_US)
+        is_far_behind((self.context.config.clock)(), newest_us)
     }
 
-    /// Commits what is to be remembered, at the place where we are.
+    /// Commits what is to be remembered, at the place where we are, and flushes.
     pub(super) async fn save(&mut self) -> Result<(), Error> {
         let progress = Progress { state: self.state_text()?, ..self.progress.clone() };
         self.target.begin().await?;
         self.target.commit(&progress).await?;
         self.progress = progress;
+        if let Some(next_offset) = self.safe.owed {
+            self.note_safe(next_offset);
+        }
         Ok(())
     }
 

@@ -34,13 +34,10 @@ pub struct BatchBounds {
     /// How long whole transactions may wait for others behind them.
     pub time: Duration,
     /// How long a batch that is not full waits for more to be read, counted from the one before it.
-    /// Only while what is applied was committed more than a second ago: a twentieth of that, and
-    /// few large commits get the target there sooner than many small ones.
+    /// Only while the target is [far behind](tailwater_change::is_far_behind): few large commits get
+    /// it there sooner than many small ones.
     pub linger: Duration,
 }
-
-/// Microseconds since the source committed from which the target is far behind.
-pub(super) const FAR_BEHIND_US: i64 = 1_000_000;
 
 impl Default for BatchBounds {
     fn default() -> Self {

@@ -9,8 +9,8 @@
 //! [`run`] owns what outlives a connection: which state the pipeline is in, what happens after an
 //! error, what the operator wants. A session ([`session`]) owns a connection and everything that
 //! dies with it; each of its transactions carries the progress, so dropping it at any await loses
-//! nothing. [`intake`] reads ahead meanwhile, [`batch`] executes, [`first_load`] answers a
-//! snapshot's markers, [`tables`] finds out what rows are written to. [`start`] says where a session
+//! nothing. [`intake`] reads ahead meanwhile, [`batch`] executes, [`commit`] commits and
+//! knows what is flushed, [`first_load`] answers a snapshot's markers, [`tables`] finds out what rows are written to. [`start`] says where a session
 //! begins to read, [`trial`] what earlier ones have left for it; [`lookout`] sees the snapshot that
 //! ends a stop.
 

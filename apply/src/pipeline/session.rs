@@ -69,7 +69,7 @@ pub(super) struct Session<'a> {
     pub(super) tables: HashMap<SchemaId, Arc<Table>>,
     pub(super) batch: Batch,
     /// When the one before it began to be applied.
-    flushed_at: Instant,
+    began_at: Instant,
     pub(super) safe: Safe,
     /// Rows of the transaction that is being streamed into an open transaction of the target.
     pub(super) large: Option<usize>,
@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
             state,
             tables: HashMap::new(),
             batch: Batch::default(),
-            flushed_at: Instant::now(),
+            began_at: Instant::now(),
             safe: Safe::new(),
             large: None,
             identity,
@@ -201,7 +201,7 @@ impl<'a> Session<'a> {
         // Beside one that is larger than the bound there is no room for another.
         let room = self.context.config.held_bytes();
         let room = if self.batch.bytes() > room { 0 } else { room };
-        self.flushed_at = Instant::now();
+        self.began_at = Instant::now();
         let Some(mut intake) = self.intake.take() else { return self.flush().await };
         let flushed = tokio::select! {
             biased;
@@ -270,7 +270,7 @@ impl<'a> Session<'a> {
         loop {
             self.check_place_was_found()?;
             self.show_caught_up();
-            let flush = self.owed().map(|_offset| self.flushed_at + QUIET);
+            let flush = self.owed().map(|_offset| self.began_at + QUIET);
             return Ok(tokio::select! {
                 biased;
                 () = shutdown.cancelled() => Event::Shutdown,
@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
     /// Until when a batch that is not full waits for more.
     fn linger(&self) -> Option<Instant> {
         let behind = self.is_far_behind(self.batch.newest_us());
-        behind.then(|| self.flushed_at + self.context.config.batch.linger)
+        behind.then(|| self.began_at + self.context.config.batch.linger)
     }
 
     /// What was read before stands for itself.

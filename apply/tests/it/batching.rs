@@ -9,7 +9,8 @@ use tailwater_memory::{Definition, Planted};
 use crate::rig::Rig;
 use crate::support::{LogWriter, schema};
 
-/// How long after one transaction the next one can be read.
+/// How long after one transaction the next one can be read: by the paused clock, so that nobody
+/// waits for it.
 const APART: Duration = Duration::from_millis(5);
 
 /// Commits on the target, by the time of day `clock`, for 40 transactions that were committed 1 ms
@@ -60,25 +61,26 @@ async fn forgets_too_early(planted: Option<Planted>) -> bool {
     }
     let mut log = LogWriter::new();
     rig.log.append(log.open(1).batches());
+    let rows = || rig.database.rows(&schema.table).map_or(0, |rows| rows.len());
     let running = rig.start();
     let (mut taken_back, mut too_early) = (0, false);
     for number in 0..400 {
         rig.log.append(log.insert(16 + number, number, true).batches());
         tokio::time::sleep(APART * 5).await;
         if number % 60 == 59 {
-            let seen = rig.database.rows(&schema.table).map_or(0, |rows| rows.len());
+            let seen = rows();
             rig.database.crash();
-            taken_back += seen - rig.database.rows(&schema.table).map_or(0, |rows| rows.len());
+            taken_back += seen - rows();
             let kept = rig.database.progress("p").map_or(0, |progress| progress.next_offset);
             too_early |= rig.log.group("tailwater.p").is_some_and(|group| group.get() > kept);
         }
     }
     running.applied(Place::end_of(Epoch::FIRST, Commit::lsn(415))).await;
     assert!(taken_back > 0, "no crash took anything back");
-    assert_eq!(rig.database.rows(&schema.table).map(|rows| rows.len()), Some(400));
+    assert_eq!(rows(), 400);
     // Who is told that all is applied may rely on it.
     rig.database.crash();
-    assert!(too_early || rig.database.rows(&schema.table).map(|rows| rows.len()) == Some(400));
+    assert!(too_early || rows() == 400);
     running.stop().await;
     too_early
 }
