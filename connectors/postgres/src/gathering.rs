@@ -179,14 +179,15 @@ enum Next {
 struct Pace {
     since: Instant,
     bytes: usize,
-    rest: Duration,
+    /// Whether much came when it was judged last.
+    floods: bool,
     /// Whether a rest lies before the next read.
     rests: bool,
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, rest: Duration::ZERO, rests: false }
+        Self { since: Instant::now(), bytes: 0, floods: false, rests: false }
     }
 
     /// Takes note of a read at `now` that brought `bytes`; `None`: nothing was there.
@@ -201,14 +202,14 @@ impl Pace {
         let elapsed = now - self.since;
         if elapsed >= WINDOW {
             let per_ms = self.bytes as u128 * 1000 / elapsed.as_micros();
-            self.rest = if per_ms < MUCH_BYTES { Duration::ZERO } else { REST };
+            self.floods = per_ms >= MUCH_BYTES;
             (self.since, self.bytes) = (now, 0);
         }
-        if self.rest.is_zero() {
+        if !self.floods {
             return Next::Watched;
         }
         self.rests = bytes < MORE_BYTES;
-        Next::At(if self.rests { now + self.rest } else { now })
+        Next::At(if self.rests { now + REST } else { now })
     }
 }
 

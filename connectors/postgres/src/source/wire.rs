@@ -21,7 +21,7 @@ use crate::connect::{ConnectError, SESSION, Server, is_passing, refused};
 use crate::tls::Socket;
 
 /// What a read asks the kernel for: large enough that a busy stream needs few system calls.
-const READ_BYTES: usize = 256 << 10;
+const READ_BYTES: usize = 128 << 10;
 
 /// A buffer above this is given back with what it held: one large row must not hold its size.
 const KEPT_BYTES: usize = 1 << 20;
