@@ -28,21 +28,7 @@ pub enum Value<'a> {
     Bytes(&'a [u8]),
 }
 
-impl<'v> Value<'v> {
-    /// What databases roughly order a key's column by: near in this order is near in most indexes.
-    /// Only for speed: collations, floats and decimals go their own ways.
-    pub fn rough_order(self) -> (i128, &'v [u8]) {
-        match self {
-            Self::Int(number) => (i128::from(number), &[]),
-            Self::Uint(number) => (i128::from(number), &[]),
-            Self::Text(text) => (0, text.as_bytes()),
-            Self::Bytes(bytes) => (0, bytes),
-            Self::Null | Self::Unsent | Self::Bool(_) | Self::Float32(_) | Self::Float64(_) => {
-                (0, &[])
-            }
-        }
-    }
-
+impl Value<'_> {
     /// Whether this is NULL.
     pub const fn is_null(&self) -> bool {
         matches!(self, Self::Null)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use mysql_async::prelude::Queryable;
 use tailwater_apply::{Change, Step, StepOutcome, Table, TargetError};
+use tailwater_change::Value;
 
 use super::failure::{Failure, sanitized, too_large};
 use super::load::{Cell, Filled, Filling, Image, Images, Put, fits, whole_row};
@@ -314,11 +315,19 @@ fn in_key_order<'a>(shape: &Shape, rows: &[&'a Change]) -> Result<Vec<&'a Change
         return Ok(rows.to_vec());
     }
     let Some(&first) = shape.key.first() else { return Ok(rows.to_vec()) };
+    // Collations, floats and decimals go their own ways: that only costs time.
+    let order = |value| match value {
+        Value::Int(number) => (i128::from(number), &[][..]),
+        Value::Uint(number) => (i128::from(number), &[][..]),
+        Value::Text(text) => (0, text.as_bytes()),
+        Value::Bytes(bytes) => (0, bytes),
+        _ => (0, &[][..]),
+    };
     let mut images = Images::default();
     let mut keyed = Vec::with_capacity(rows.len());
     for row in rows {
         images.read(shape, row)?;
-        keyed.push((images.old[shape.fields[first].source].rough_order(), *row));
+        keyed.push((order(images.old[shape.fields[first].source]), *row));
     }
     keyed.sort_by_key(|(order, _row)| *order);
     Ok(keyed.into_iter().map(|(_order, row)| row).collect())
