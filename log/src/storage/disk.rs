@@ -1,8 +1,9 @@
 //! The few file operations that carry a promise, behind a trait that tests can make fail.
 //!
 //! Only segment files and journals go through it, with the folders that name them: they are where a
-//! full disk, a failed flush or a torn write decides between kept and lost. Small files (checkpoints, topic descriptions) are replaced whole
-//! by [`replace_file`], which either happened or did not.
+//! full disk, a failed flush or a torn write decides between kept and lost. Small files
+//! (checkpoints, topic descriptions) are replaced whole by [`replace_file`], which either happened
+//! or did not.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
