@@ -33,7 +33,7 @@ pub use place::{Commit, Epoch, Ordinal, Place};
 pub use problem::{Problem, name_source};
 pub use proto::DecodeError;
 pub use role_state::RoleState;
-pub use row::{RowReader, RowWriter, identity, overlay};
+pub use row::{RowReader, RowWriter, identity, overlay, rank};
 pub use schema::{
     Column, Dialect, ForeignKey, Generated, Identity, Index, Kind, ReferentialAction, TableId,
     TableSchema,

@@ -17,20 +17,25 @@
 //! ```
 //!
 //! Whole rows that change their identity are thus a delete and an insert (or update), which says
-//! the same where nothing fires. What does not fit the picture (a partial row whose base's own
+//! the same where nothing fires. Rows come out in their key's order, where they lie on the target
+//! one beside the other. What does not fit the picture (a partial row whose base's own
 //! identity is taken by another partial row, an insert where a row is) is left to replay: `None`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tailwater_change::{Operation, Place, TableSchema, identity, overlay};
+use tailwater_change::{Operation, Place, TableSchema, identity, overlay, rank};
 
 use crate::{Change, RowImage, Step, Table};
 
 /// The steps with the effect of `changes`, all of `table`; `None` if only replaying has it.
 pub(super) fn net(table: &Arc<Table>, changes: &[Change]) -> Option<Vec<Step>> {
-    let mut rows = Rows { schema: &table.schema, rows: Vec::new(), known: HashMap::new() };
+    let mut rows = Rows {
+        schema: &table.schema,
+        rows: Vec::with_capacity(changes.len()),
+        known: HashMap::with_capacity(changes.len()),
+    };
     for change in changes {
         rows.add(change)?;
     }
@@ -137,7 +142,8 @@ impl Rows<'_> {
     fn steps(mut self, table: &Arc<Table>) -> Option<Vec<Step>> {
         let moved = self.moved_bases()?;
         let (mut deletes, mut updates, mut inserts) = (Vec::new(), Vec::new(), Vec::new());
-        for (at, moved) in moved.into_iter().enumerate() {
+        for at in self.order(table) {
+            let moved = moved[at];
             let now = self.rows[at].now.take();
             let row = &self.rows[at];
             let elsewhere = now.as_ref().and_then(|now| now.base).is_some_and(|base| base != at);
@@ -163,6 +169,16 @@ impl Rows<'_> {
             steps.push(Step::Insert { table: Arc::clone(table), rows: inserts });
         }
         Some(steps)
+    }
+
+    /// The slots in the order in which their rows lie on the target, as far as it is known: the next
+    /// is then on the page of the one before. Where another unique key has a say, as they came.
+    fn order(&self, table: &Table) -> Vec<usize> {
+        let mut slots: Vec<usize> = (0..self.rows.len()).collect();
+        if table.target.unique_keys.is_empty() {
+            slots.sort_by_cached_key(|&at| rank(self.schema, &self.rows[at].identity));
+        }
+        slots
     }
 
     /// Per slot, whether the row that was there lives on under another identity. `None` where one

@@ -8,7 +8,7 @@ use rand::rngs::SmallRng;
 use tailwater_apply::{
     Change, ConflictPolicy, Progress, Step, StepOutcome, Stretch, Table, Target, plan,
 };
-use tailwater_change::{Commit, Epoch, Ordinal, Place, TableSchema};
+use tailwater_change::{Commit, Epoch, Ordinal, Place, RowReader, TableSchema, Value};
 use tailwater_memory::{
     Cell, Definition, MemoryDatabase, MemoryTarget, Script, ScriptedChange, UniqueChecks,
 };
@@ -329,6 +329,33 @@ fn truncate_is_a_barrier() {
         ]
     });
     assert_eq!(steps, "delete 1; truncate 1; insert 1");
+}
+
+/// The keys that a batch deletes, in the order of its step, after inserting them.
+fn deleted(unique: &[&[&str]], keys: &[i64]) -> Vec<i64> {
+    let mut world = one_table(unique);
+    let rows: Vec<_> = keys.iter().map(|&id| row(id, Some(id), "b", "c")).collect();
+    for row in &rows {
+        world.script.insert(0, row.clone()).unwrap();
+    }
+    let scripted: Vec<_> = rows.iter().map(|row| world.script.delete(0, row).unwrap()).collect();
+    let stretches = plan(world.changes(&scripted, 1));
+    let [Step::Delete { rows, table }] = stretches[0].steps.as_slice() else { unreachable!() };
+    let mut values = Vec::new();
+    rows.iter()
+        .map(|row| {
+            RowReader::new(&table.schema).read(row.identity().unwrap(), &mut values).unwrap();
+            let Value::Int(id) = values[0] else { unreachable!() };
+            id
+        })
+        .collect()
+}
+
+#[test]
+fn rows_go_in_their_keys_order_unless_another_unique_key_has_a_say() {
+    let keys = [7, -3, 300, 0, 12];
+    assert_eq!(deleted(&[], &keys), [-3, 0, 7, 12, 300]);
+    assert_eq!(deleted(&[&["a"]], &keys), keys);
 }
 
 #[test]

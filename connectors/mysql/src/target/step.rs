@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use mysql_async::prelude::Queryable;
 use tailwater_apply::{Change, Step, StepOutcome, Table, TargetError};
-use tailwater_change::Value;
 
 use super::failure::{Failure, sanitized, too_large};
 use super::load::{Cell, Filled, Filling, Image, Images, Put, fits, whole_row};
@@ -111,14 +110,13 @@ impl Session {
         work: &Work,
     ) -> Result<StepOutcome, TargetError> {
         if rows.len() > FEW_ROWS && !shape.is_full() {
-            let rows = in_key_order(shape, rows)?;
             if work.is_whole()
                 && let Some(has) = &shape.replaces
-                && self.replace_rows(shape, &rows, has).await?
+                && self.replace_rows(shape, rows, has).await?
             {
                 return Ok(StepOutcome::Applied);
             }
-            if let Some(outcome) = self.join_rows(shape, &rows, work).await? {
+            if let Some(outcome) = self.join_rows(shape, rows, work).await? {
                 return Ok(outcome);
             }
         }
@@ -306,31 +304,6 @@ impl Session {
             },
         }
     }
-}
-
-/// As far as it is known, the order in which rows lie on the target: the next one is then on the
-/// page of the one before. Where another unique key has a say, the order is left as it is.
-fn in_key_order<'a>(shape: &Shape, rows: &[&'a Change]) -> Result<Vec<&'a Change>, TargetError> {
-    if !shape.target.unique_keys.is_empty() {
-        return Ok(rows.to_vec());
-    }
-    let Some(&first) = shape.key.first() else { return Ok(rows.to_vec()) };
-    // Collations, floats and decimals go their own ways: that only costs time.
-    let order = |value| match value {
-        Value::Int(number) => (i128::from(number), &[][..]),
-        Value::Uint(number) => (i128::from(number), &[][..]),
-        Value::Text(text) => (0, text.as_bytes()),
-        Value::Bytes(bytes) => (0, bytes),
-        _ => (0, &[][..]),
-    };
-    let mut images = Images::default();
-    let mut keyed = Vec::with_capacity(rows.len());
-    for row in rows {
-        images.read(shape, row)?;
-        keyed.push((order(images.old[shape.fields[first].source]), *row));
-    }
-    keyed.sort_by_key(|(order, _row)| *order);
-    Ok(keyed.into_iter().map(|(_order, row)| row).collect())
 }
 
 fn refusal(shape: &Shape, what: &str, outcome: Outcome) -> StepOutcome {
