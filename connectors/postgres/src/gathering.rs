@@ -33,8 +33,11 @@ const WINDOW: Duration = Duration::from_millis(4);
 const ROOM_BYTES: usize = 64 << 10;
 /// What is read at once: what the room can hold.
 const PIECE_BYTES: usize = 64 << 10;
-/// A read that brought as much left more behind: the server's side had it ready.
+/// A read that brought as much left more behind: the server's side has it ready.
 const MORE_BYTES: usize = PIECE_BYTES / 2;
+/// After so many rests in a row that ended with our room full, the server is ahead, and one more
+/// would hold it up: what it has ready is read as it comes, in pieces as large as our room.
+const FULL_RESTS: u8 = 4;
 
 /// A socket that lets what it reads gather, once it is told to.
 #[derive(Debug)]
@@ -171,6 +174,7 @@ impl AsyncWrite for Gathering {
 enum Next {
     /// When the runtime says that something is there.
     Watched,
+    /// When a rest is over.
     At(Instant),
 }
 
@@ -183,21 +187,18 @@ struct Pace {
     floods: bool,
     /// Whether a rest lies before the next read.
     rests: bool,
+    /// How many rests in a row ended with our room full.
+    full_rests: u8,
 }
 
 impl Pace {
     fn new() -> Self {
-        Self { since: Instant::now(), bytes: 0, floods: false, rests: false }
+        Self { since: Instant::now(), bytes: 0, floods: false, rests: false, full_rests: 0 }
     }
 
     /// Takes note of a read at `now` that brought `bytes`; `None`: nothing was there.
     fn note(&mut self, now: Instant, bytes: Option<usize>) -> Next {
-        if bytes.is_none() && self.rests {
-            // Nothing came all through a rest: the flood is over.
-            *self = Self { since: now, ..Self::new() };
-            return Next::Watched;
-        }
-        let bytes = bytes.unwrap_or(0);
+        let Some(bytes) = bytes else { return self.nothing(now) };
         self.bytes = self.bytes.saturating_add(bytes);
         let elapsed = now - self.since;
         if elapsed >= WINDOW {
@@ -208,8 +209,28 @@ impl Pace {
         if !self.floods {
             return Next::Watched;
         }
-        self.rests = bytes < MORE_BYTES;
-        Next::At(if self.rests { now + REST } else { now })
+        if bytes < MORE_BYTES {
+            self.full_rests = 0;
+            self.rests = true;
+            return Next::At(now + REST);
+        }
+        self.full_rests = self.full_rests.saturating_add(u8::from(self.rests));
+        self.rests = false;
+        Next::At(now)
+    }
+
+    /// As [`note`](Self::note), where nothing was there.
+    fn nothing(&mut self, now: Instant) -> Next {
+        if self.rests {
+            // All through a rest: the flood is over.
+            *self = Self { since: now, ..Self::new() };
+            return Next::Watched;
+        }
+        if self.full_rests >= FULL_RESTS {
+            return Next::Watched;
+        }
+        self.rests = true;
+        Next::At(now + REST)
     }
 }
 
@@ -238,8 +259,18 @@ mod tests {
             after(&mut pace, 5, Some(250));
         }
         assert_eq!(after(&mut pace, 5, Some(250)), Some(1), "200,000 rows a second");
-        assert_eq!(after(&mut pace, 1_000, Some(64 << 10)), Some(0), "more is ready");
-        assert_eq!(after(&mut pace, 20, None), Some(1), "it was not");
+        for _rest in 0..3 {
+            assert_eq!(after(&mut pace, 1_000, Some(56 << 10)), Some(0), "more is ready");
+            assert_eq!(after(&mut pace, 20, None), Some(1), "it was not");
+        }
+        assert_eq!(after(&mut pace, 1_000, Some(56 << 10)), Some(0));
+        for _piece in 0..10 {
+            assert_eq!(after(&mut pace, 20, None), None, "the server is ahead");
+            assert_eq!(after(&mut pace, 50, Some(56 << 10)), Some(0));
+        }
+        assert_eq!(after(&mut pace, 20, Some(300)), Some(1), "no longer");
+        assert_eq!(after(&mut pace, 1_000, Some(56 << 10)), Some(0));
+        assert_eq!(after(&mut pace, 20, None), Some(1), "one full rest is not yet a queue");
         assert_eq!(after(&mut pace, 2_000, Some(20 << 10)), Some(1));
         assert_eq!(after(&mut pace, 2_000, None), None, "a rest in which nothing came ends it");
         for _row in 0..1000 {
