@@ -4,7 +4,7 @@
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use tailwater_scratch::{Flavor, Server};
+use tailwater_scratch::{Flavor, Server, Tailwater};
 
 use super::figures::{Figure, Goal};
 use super::ours::{Bench, Run, begin, run, streaming, time, until};
@@ -96,6 +96,7 @@ pub(crate) fn catch_up(bench: &Bench) -> Result<Vec<Figure>> {
         let first = 1 + round * bench.rows();
         for (phase, write) in [rows::insert, rows::change].into_iter().enumerate() {
             let marker = 2 * round + u64::from(phase == 1);
+            level(&source, &target, &mut tailwater)?;
             writer.run(&write(FLAVOR, first, bench.transactions, marker))?;
             if round % 2 == 0 {
                 theirs[phase].push(sides.native(marker)?);
@@ -123,7 +124,7 @@ pub(crate) fn catch_up(bench: &Bench) -> Result<Vec<Figure>> {
 pub(crate) struct Pair {
     pub(crate) source: Server,
     pub(crate) target: Server,
-    pub(crate) tailwater: tailwater_scratch::Tailwater,
+    pub(crate) tailwater: Tailwater,
 }
 
 impl Pair {
@@ -195,6 +196,20 @@ pub(crate) fn disable(target: &Server, source: &Server) -> Result<()> {
         let active = "SELECT active FROM pg_replication_slots WHERE slot_name = 'native';";
         Ok(source.sql("bench", active)? == "f")
     })
+}
+
+/// Lets both sides run until neither slot holds on to WAL of before: a walsender first reads again
+/// from `restart_lsn`, which moves only now and then. One side would have more to read, by luck.
+fn level(source: &Server, target: &Server, tailwater: &mut Tailwater) -> Result<()> {
+    let before = source.sql("bench", "SELECT pg_current_wal_lsn();")?;
+    // What lets it move is a checkpoint's note of what is running, and a commit behind that.
+    let look = format!(
+        "CHECKPOINT; INSERT INTO markers SELECT LEAST(MIN(id), 0) - 1 FROM markers; \
+         SELECT bool_and(restart_lsn >= '{before}') FROM pg_replication_slots;"
+    );
+    enable(target)?;
+    begin(tailwater, || Ok(source.sql("bench", &look)? == "t"))?;
+    disable(target, source)
 }
 
 /// Whether `marker` has arrived.
