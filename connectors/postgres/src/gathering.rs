@@ -10,6 +10,9 @@
 //! one that has to wait is joined with those before it for next to nothing. So on one machine our
 //! side has little room: most rows of a rest wait on the server's. Between machines the room is
 //! left to the kernel: it has to hold what is on its way, and the network card joins rows by itself.
+//!
+//! A server that is ahead of us fills that room in every rest, and would wait for us. Then the socket
+//! is watched again, until no more than that is there: what comes are large pieces already.
 
 use std::io::{self, Read as _, Write as _};
 use std::pin::Pin;
@@ -35,8 +38,7 @@ const ROOM_BYTES: usize = 64 << 10;
 const PIECE_BYTES: usize = 64 << 10;
 /// A read that brought as much left more behind: the server's side has it ready.
 const MORE_BYTES: usize = PIECE_BYTES / 2;
-/// After so many rests in a row that ended with our room full, the server is ahead, and one more
-/// would hold it up: what it has ready is read as it comes, in pieces as large as our room.
+/// After so many rests in a row that ended with our room full the server is ahead.
 const FULL_RESTS: u8 = 4;
 
 /// A socket that lets what it reads gather, once it is told to.
