@@ -122,8 +122,21 @@ impl<'a> Session<'a> {
         self.writer
     }
 
-    /// Reads a snapshot that has begun into the log; `None` once all of it is acknowledged.
+    /// Reads a snapshot that has begun into the log; `None` once all of it is acknowledged. However
+    /// it ends, what was appended is in the log first, and which tables are finished with it.
     pub(crate) async fn snapshot(
+        &mut self,
+        snapshot: &mut dyn Snapshot,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Why>, Error> {
+        let ended = self.load(snapshot, shutdown).await;
+        if matches!(ended, Ok(Some(_)) | Err(Error::Source(_))) {
+            self.drain().await?;
+        }
+        ended
+    }
+
+    async fn load(
         &mut self,
         snapshot: &mut dyn Snapshot,
         shutdown: &CancellationToken,
