@@ -259,8 +259,7 @@ impl Capture {
 
     /// A snapshot of which no table is complete is void, and may not be repeated soon: the source
     /// must not keep its log for it meanwhile. It does keep it for one that can go on: somebody
-    /// who pauses for a minute must not lose the work of hours; who gives it up detaches the source
-    /// or asks for a resync.
+    /// who pauses for a minute must not lose the work of hours; who gives it up asks for a resync.
     async fn give_up_snapshot(&self, ended: &Result<Why, Error>) {
         let waits = match ended {
             Ok(why) => *why == Why::Paused,

@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     pub(crate) lost: bool,
     /// Why a snapshot cannot go on.
     pub(crate) void: Option<String>,
+    /// Planted: a rest says that it was read before the last transaction, which it has.
+    pub(crate) inexact: bool,
     /// Behind this commit the definition of the last table changes.
     pub(crate) ddl_behind: Option<u64>,
     /// Rows that snapshots have read, by table.
@@ -213,7 +215,11 @@ impl SourceConnector for PartsSource {
             return Ok(Rest::Void(why));
         }
         inner.rests += 1;
-        Ok(Rest::Snapshot(Box::new(inner.snapshot(&self.0, finished))))
+        let mut rest = inner.snapshot(&self.0, finished);
+        if inner.inexact {
+            rest.commit = Commit::lsn(rest.commit.position() - 10);
+        }
+        Ok(Rest::Snapshot(Box::new(rest)))
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {

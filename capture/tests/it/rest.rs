@@ -204,6 +204,24 @@ async fn a_resync_meanwhile_reads_everything_again() {
     assert_eq!((copy.epoch, run.taken()), (2, (2, 0)));
 }
 
+/// The planted bug of the tests around it: what the copy checks is not so where the stream and the
+/// rest do not meet exactly.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rest_that_is_not_exact_is_seen() {
+    let run = Run::of_three().await;
+    run.hangs(2 * TABLE + 2).await.kill().await;
+    {
+        let mut inner = run.parts.inner();
+        inner.inexact = true;
+        inner.commit_to_all();
+        inner.commit_to_all();
+    }
+    let finished = tokio::spawn(async move { run.finish(run.start()).await }).await;
+    let panic = finished.unwrap_err().into_panic();
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains("a second time"), "{text}");
+}
+
 /// A stream does not tell of cascades that the source hides.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_table_whose_changes_are_hidden_is_read_to_the_end_or_again() {
