@@ -16,7 +16,9 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place, SchemaId, TableId, name_source};
+use tailwater_change::{
+    Commit, Disposition, Epoch, Ordinal, Place, SchemaId, TableId, name_source,
+};
 use tailwater_kafka::{Client, Offset, Producer, TopicPartition};
 use tailwater_registry::Registry;
 use tokio::sync::watch;

@@ -409,11 +409,7 @@ impl Writer {
         Ok(None)
     }
 
-    async fn schema_change(
-        &mut self,
-        table: &TableId,
-        description: &str,
-    ) -> Result<(), Error> {
+    async fn schema_change(&mut self, table: &TableId, description: &str) -> Result<(), Error> {
         let (commit, ordinal) = self
             .open
             .as_ref()

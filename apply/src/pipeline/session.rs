@@ -141,8 +141,7 @@ impl<'a> Session<'a> {
             group,
             context,
         };
-        if !session.state.is_loading()
-            && session.state.tables.iter().any(|table| table.unfinished)
+        if !session.state.is_loading() && session.state.tables.iter().any(|table| table.unfinished)
         {
             session.finish_all().await?;
             session.save().await?;

@@ -115,7 +115,11 @@ impl History {
         self.table_begin(table, commit, ordinals.start);
         self.rows(table, commit, ordinals.clone());
         let rows = ordinals.end - ordinals.start;
-        self.control(&Control::TableEnd { place: place(commit, ordinals.end), schema: table, rows });
+        self.control(&Control::TableEnd {
+            place: place(commit, ordinals.end),
+            schema: table,
+            rows,
+        });
     }
 
     /// `t` with the rows 0 to 6, and the first rows of `u`: 7 to 12.

@@ -95,7 +95,8 @@ impl Shape {
             .filter(|at| fields[*at].ty.has_charset() && !is_bytes(schema, catalog, &fields[*at]))
             .collect();
         let cascades = schema.hides_cascades
-            && (around.cascades_from_here || catalog.foreign_keys.iter().any(ForeignKey::changes_rows));
+            && (around.cascades_from_here
+                || catalog.foreign_keys.iter().any(ForeignKey::changes_rows));
         let target = TargetTable {
             name: catalog.table.clone(),
             identity_is_bytes: !key.is_empty()

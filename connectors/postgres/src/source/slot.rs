@@ -159,10 +159,8 @@ pub(crate) async fn create_slot(
         150_000.. => format!("({snapshot})"),
         _ => snapshot.to_owned(),
     };
-    let sql = format!(
-        "CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {options}",
-        quote(slot)
-    );
+    let sql =
+        format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {options}", quote(slot));
     let operation = format!("creating the replication slot {slot}");
     let rows = {
         let mut creating = std::pin::pin!(replication.query(&sql));

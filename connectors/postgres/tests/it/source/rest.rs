@@ -95,9 +95,7 @@ async fn nothing_is_missing_or_twice_between_the_two_parts_and_the_stream() {
         assert!(streamed.ended.iter().any(|(commit, _)| *commit < point), "nothing in between");
         assert!(streamed.ended.iter().all(|(commit, _)| *commit != point));
         let behind = Commit::lsn(point.position() + 1);
-        for (table, read, from) in
-            [("a", &first, Commit::ZERO), ("b", &rest, behind)]
-        {
+        for (table, read, from) in [("a", &first, Commit::ZERO), ("b", &rest, behind)] {
             let mut found: Vec<String> = ids(read, table, Commit::ZERO).collect();
             found.extend(ids(&streamed, table, from));
             found.sort();
