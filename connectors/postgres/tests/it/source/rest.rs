@@ -45,7 +45,7 @@ fn ids<'a>(log: &'a Log, table: &'a str, after: Commit) -> impl Iterator<Item = 
     rows.map(|row| row.text.split_once(' ').unwrap().1.to_owned())
 }
 
-async fn slots(database: &Database) -> String {
+fn slots(database: &Database) -> String {
     let sql = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
     database.sql(sql).trim().to_owned()
 }
@@ -89,7 +89,7 @@ async fn nothing_is_missing_or_twice_between_the_two_parts_and_the_stream() {
             writer.await.unwrap();
         }
         assert!(rest.rows.iter().all(|row| row.table == "b"));
-        assert_eq!(slots(&database).await, "1", "only the source's own");
+        assert_eq!(slots(&database), "1", "only the source's own");
         // From the first part's point: what the second has of `b` is left out.
         let streamed = changes_after(&*source, &resume).await;
         assert!(streamed.ended.iter().any(|(commit, _)| *commit < point), "nothing in between");
@@ -150,7 +150,7 @@ async fn what_changed_meanwhile_is_named() {
             other @ Rest::Snapshot(_) => panic!("{change}: {other:?}"),
         }
         // What was there is still there: capture decides.
-        assert_eq!(slots(&database).await, "1");
+        assert_eq!(slots(&database), "1");
         snapshot(&*source).await;
     }
 }
