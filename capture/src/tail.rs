@@ -226,7 +226,7 @@ mod tests {
         let rest = marker(&Control::SnapshotRest { epoch, commit: Commit::lsn(11) });
         let whole = marker(&Control::SnapshotEnd { epoch, commit });
         check(&[marker(&Control::SnapshotBegin { epoch, commit })], next(0));
-        check(&[read.clone()], next(8));
+        check(std::slice::from_ref(&read), next(8));
         check(&[read.clone(), end.clone()], next(8));
         check(&[read, end, cut.clone()], at_cut);
         let streamed = row(place(9, 0), Operation::Insert, false);

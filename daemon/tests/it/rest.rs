@@ -31,9 +31,10 @@ fn run(flavor: Flavor, seed: u64) -> Result<()> {
         small += count(table)?;
     }
     let accounts = count("accounts")?;
+    let mut end = 0.0;
     for _kill in 0..2 {
         world.tailwater.start_again()?;
-        kill_inside_the_large_table(&mut world, small)?;
+        end = kill_inside_the_large_table(&mut world, end, small)?;
         world.work(40)?;
     }
     world.tailwater.start_again()?;
@@ -46,9 +47,7 @@ fn run(flavor: Flavor, seed: u64) -> Result<()> {
 
     let log = world.tailwater.log();
     ensure!(log.matches("the snapshot that broke off goes on").count() == 2, "{log}");
-    let (_, page) = get(&world.tailwater, "/metrics")?;
-    let series = format!("tailwater_log_end_offset{{topic=\"{}\",partition=\"0\"}}", world.from.1);
-    let records = metric(&page, &series).context("the topic's end")?.to_string();
+    let records = log_end(&world)?.context("the topic's end")?.to_string();
     let tail = ["tail", "--source", &world.from.1, "--from", "start", "--limit", &records];
     let topic = world.tailwater.command(&tail)?;
     let marker = |name: &str| topic.out.matches(&format!("\"marker\":\"{name}\"")).count();
@@ -60,16 +59,22 @@ fn run(flavor: Flavor, seed: u64) -> Result<()> {
     world.tailwater.stop()
 }
 
-/// Kills it when rows of the large table are in the log, and not all: so many that what was read
-/// before them has long been remembered.
-fn kill_inside_the_large_table(world: &mut World, small: usize) -> Result<()> {
-    let series = format!("tailwater_capture_rows_total{{source=\"{}\"}}", world.from.1);
-    wait_until(LIMIT, "rows of the large table", || {
-        let Ok((_, page)) = get(&world.tailwater, "/metrics") else { return Ok(None) };
-        let rows = metric(&page, &series).unwrap_or_default();
-        Ok((rows > small as f64 + 30_000.0).then_some(()))
+/// Kills it when many rows behind the `small` tables are in the log, and not all: what was read
+/// before them has long been remembered. Where the log then ends; before, it ended at `from`.
+fn kill_inside_the_large_table(world: &mut World, from: f64, small: usize) -> Result<f64> {
+    let end = wait_until(LIMIT, "rows of the large table", || {
+        let end = log_end(world).ok().flatten();
+        Ok(end.filter(|end| *end > from + small as f64 + 20_000.0))
     })?;
-    world.tailwater.kill()
+    world.tailwater.kill()?;
+    Ok(end)
+}
+
+/// How many records the source's topic has.
+fn log_end(world: &World) -> Result<Option<f64>> {
+    let (_, page) = get(&world.tailwater, "/metrics")?;
+    let topic = &world.from.1;
+    Ok(metric(&page, &format!("tailwater_log_end_offset{{topic=\"{topic}\",partition=\"0\"}}")))
 }
 
 #[test]
