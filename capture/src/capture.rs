@@ -1,9 +1,9 @@
 //! The life of one source's capture: lock, take over, snapshot, stream, and what follows an error.
 //!
 //! ```text
-//!   lock ─► take over ─► snapshot ─► stream ──┐
-//!    ▲  (standby: another holds it)           │ retry: backoff
-//!    └────────────────────────────────────────┘ operator: stopped until `resume` or `resync`
+//!   lock ─► take over ─► snapshot, or what one that broke off lacks (`rest`) ─► stream ──┐
+//!    ▲  (standby: another holds it)                                     retry: backoff   │
+//!    └────────────────────────────── operator: stopped until `resume` or `resync` ───────┘
 //! ```
 //!
 //! A `resync` ends whatever is being done and begins again with a snapshot, under a later epoch.
@@ -16,21 +16,26 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_change::{Commit, Disposition, Epoch, Ordinal, Place, name_source};
-use tailwater_kafka::{Client, Producer, TopicPartition};
+use tailwater_change::{
+    Commit, Disposition, Epoch, Ordinal, Place, SchemaId, TableId, name_source,
+};
+use tailwater_kafka::{Client, Offset, Producer, TopicPartition};
 use tailwater_registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, SnapshotMode};
 use crate::error::{Error, log};
+use crate::rest::BrokenOff;
 use crate::session::{Session, Why};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
 use crate::status::{CaptureHandle, CaptureState, CaptureStatus, ResyncOrder, Resyncs};
 use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
-use crate::{Resume, ServerIdentity, SourceConnector, SourceError, SourceLock, SourceState};
+use crate::{
+    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, SourceState,
+};
 
 /// How often a standby looks whether its turn has come.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,11 +48,11 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 /// Captures one source.
 #[derive(Debug)]
 pub struct Capture {
-    config: Config,
+    pub(crate) config: Config,
     client: Client,
-    registry: Registry,
-    connector: Arc<dyn SourceConnector>,
-    handle: CaptureHandle,
+    pub(crate) registry: Registry,
+    pub(crate) connector: Arc<dyn SourceConnector>,
+    pub(crate) handle: CaptureHandle,
 }
 
 impl Capture {
@@ -211,6 +216,11 @@ impl Capture {
                 self.give_up_snapshot(&ended).await;
                 ended
             }
+            Start::Rest(broken) => {
+                let ended = self.rest_of_snapshot(taken, broken, shutdown).await;
+                self.give_up_snapshot(&ended).await;
+                ended
+            }
             Start::Now(epoch) => self.stream(taken, epoch, None, shutdown).await,
             Start::After(resume) => self.stream(taken, epoch, Some(resume), shutdown).await,
             Start::Nothing => Ok(Why::Done),
@@ -226,30 +236,44 @@ impl Capture {
                 SnapshotMode::Never => Start::Now(epoch),
             };
         };
-        match taken.tail {
-            // Its rows are void: the next attempt may find them in another order at the same
-            // position, so it must not have the same places.
-            Tail::Snapshot => Start::Snapshot(state.epoch.next()),
-            Tail::Unknown if state.phase == Phase::Snapshot => Start::Snapshot(state.epoch.next()),
-            // `never`, and it ended before the first position was in the log: nothing was told.
-            Tail::Unknown => Start::Now(state.epoch),
-            Tail::At { .. } if self.config.snapshot == SnapshotMode::Only => Start::Nothing,
-            Tail::At { place, whole } => Start::After(Resume {
+        if state.phase == Phase::Snapshot && !matches!(taken.tail, Tail::Loaded { .. }) {
+            return match BrokenOff::of(state, taken.tail) {
+                Some(broken) => Start::Rest(broken),
+                // Its rows are void: the next attempt may find them in another order at the same
+                // position, so it must not have the same places.
+                None => Start::Snapshot(state.epoch.next()),
+            };
+        }
+        match taken.tail.position() {
+            Some(_) if self.config.snapshot == SnapshotMode::Only => Start::Nothing,
+            Some((place, whole)) => Start::After(Resume {
                 after: place.commit,
                 again: !whole,
                 state: state.source_state.clone(),
             }),
+            None if matches!(taken.tail, Tail::Snapshot { .. }) => {
+                Start::Snapshot(state.epoch.next())
+            }
+            // `never`, and it ended before the first position was in the log: nothing was told.
+            None => Start::Now(state.epoch),
         }
     }
 
-    /// A snapshot that was not finished is void, and may not be repeated soon: the source must not
-    /// keep its log for it meanwhile.
+    /// A snapshot of which no table is complete is void, and may not be repeated soon: the source
+    /// must not keep its log for it meanwhile. It does keep it for one that can go on: somebody
+    /// who pauses for a minute must not lose the work of hours; who gives it up asks for a resync.
     async fn give_up_snapshot(&self, ended: &Result<Why, Error>) {
         let waits = match ended {
             Ok(why) => *why == Why::Paused,
             Err(error) => matches!(error.disposition(), Disposition::Operator | Disposition::Bug),
         };
         if !waits || self.handle.status().state != CaptureState::Snapshot {
+            return;
+        }
+        let tables = self.handle.kept_tables();
+        if tables > 0 {
+            let source = self.config.source.as_str();
+            tracing::info!(source, tables, "the source keeps its log: the snapshot can go on");
             return;
         }
         if let Err(error) = self.connector.release().await {
@@ -262,7 +286,7 @@ impl Capture {
         }
     }
 
-    async fn snapshot(
+    pub(crate) async fn snapshot(
         &self,
         mut taken: TakenOver,
         epoch: Epoch,
@@ -270,54 +294,89 @@ impl Capture {
         shutdown: &CancellationToken,
     ) -> Result<Why, Error> {
         self.handle.set(CaptureState::Snapshot, None);
+        self.handle.kept(0);
         // Before anything is taken on the source: a crash in it must find that a snapshot began.
         let begun = Position { epoch, place: Place::default(), whole: true };
         let none = (ServerIdentity(String::new()), SourceState(String::new()));
-        self.write_state(&mut taken, Phase::Snapshot, &none, begun).await?;
+        self.write_state(&mut taken, Phase::Snapshot, &none, begun, &[]).await?;
         self.handle.writes(epoch);
         if let Some(order) = order {
             self.handle.resync_begun(order);
         }
-        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
-        // Taking it can wait for transactions of others: not through a pause.
-        let mut snapshot = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Ok(Why::Shutdown),
-            Ok(_paused) = paused.wait_for(|paused| *paused) => return Ok(Why::Paused),
-            Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => return Ok(Why::Resync),
-            snapshot = self.connector.snapshot() => snapshot?,
+        let mut snapshot = match self.unless_told(shutdown, self.connector.snapshot()).await {
+            Ok(snapshot) => snapshot?,
+            Err(why) => return Ok(why),
         };
-        let commit = snapshot.commit();
         let connector = (snapshot.server(), snapshot.state());
         still_the_same(&taken.server, &connector.0)?;
-        self.write_state(&mut taken, Phase::Snapshot, &connector, begun).await?;
-
-        let TakenOver { producer, control, open_offset, server, .. } = taken;
-        let registry = self.registry.clone();
-        let writer = Writer::new(&self.config, registry, producer, control, epoch, None);
-        let mut session = Session::new(&self.config, &self.handle, writer);
+        let state = self.write_state(&mut taken, Phase::Snapshot, &connector, begun, &[]).await?;
+        let (mut session, taken) = self.session(taken, epoch, None);
+        session.keep(state);
+        session.writer().snapshot_begin(snapshot.commit()).await?;
         if let Some(why) = session.snapshot(snapshot.as_mut(), shutdown).await? {
             return Ok(why);
         }
+        self.loaded(session, taken, snapshot, epoch, shutdown).await
+    }
+
+    /// What `taking` gives, which can wait for transactions of others: not through a pause.
+    pub(crate) async fn unless_told<T>(
+        &self,
+        shutdown: &CancellationToken,
+        taking: impl Future<Output = T>,
+    ) -> Result<T, Why> {
+        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Err(Why::Shutdown),
+            Ok(_paused) = paused.wait_for(|paused| *paused) => Err(Why::Paused),
+            Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Err(Why::Resync),
+            taken = taking => Ok(taken),
+        }
+    }
+
+    /// A session with the taken-over writer, and what remains of the take-over.
+    pub(crate) fn session(
+        &self,
+        taken: TakenOver,
+        epoch: Epoch,
+        held: Option<Place>,
+    ) -> (Session<'_>, Taken) {
+        let TakenOver { producer, control, open_offset, server, .. } = taken;
+        let registry = self.registry.clone();
+        let writer = Writer::new(&self.config, registry, producer, control, epoch, held);
+        (Session::new(&self.config, &self.handle, writer), Taken { control, open_offset, server })
+    }
+
+    /// Every table is in the log: the stream goes on behind the snapshot.
+    pub(crate) async fn loaded(
+        &self,
+        session: Session<'_>,
+        taken: Taken,
+        snapshot: Box<dyn Snapshot>,
+        epoch: Epoch,
+        shutdown: &CancellationToken,
+    ) -> Result<Why, Error> {
+        let commit = snapshot.commit();
+        let connector = (snapshot.server(), snapshot.state());
         let place = Place::end_of(epoch, commit);
         self.handle.confirmed(place, 1);
         let producer = session.into_writer().into_producer();
         let mut taken = TakenOver {
             producer,
-            control,
+            control: taken.control,
             state: None,
-            tail: Tail::Unknown,
-            open_offset,
+            tail: Tail::At { place, whole: true },
+            open_offset: taken.open_offset,
             earlier_epoch: None,
-            server,
+            server: taken.server,
         };
         let position = Position { epoch, place, whole: true };
-        self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
+        self.write_state(&mut taken, Phase::Streaming, &connector, position, &[]).await?;
         drop(snapshot);
         if self.config.snapshot == SnapshotMode::Only {
             return Ok(Why::Done);
         }
-        taken.tail = Tail::At { place, whole: true };
         let resume = Resume { after: commit, again: false, state: connector.1 };
         self.stream(taken, epoch, Some(resume), shutdown).await
     }
@@ -330,46 +389,33 @@ impl Capture {
         shutdown: &CancellationToken,
     ) -> Result<Why, Error> {
         let mut stream = self.connector.stream(resume.as_ref()).await?;
-        let position = match taken.tail {
-            Tail::At { place, whole } => Position { epoch, place, whole },
-            Tail::Unknown | Tail::Snapshot => {
-                Position { epoch, place: Place::default(), whole: true }
-            }
-        };
+        let tail = taken.tail.position();
+        let (place, whole) = tail.unwrap_or((Place::default(), true));
+        let position = Position { epoch, place, whole };
         let connector = (stream.server(), stream.state());
         still_the_same(&taken.server, &connector.0)?;
-        let state = self.write_state(&mut taken, Phase::Streaming, &connector, position).await?;
-        let held = match taken.tail {
-            // Whole: nothing of that transaction is wanted again, not even its end.
-            Tail::At { place, whole: true } => Some(Place::end_of(place.epoch, place.commit)),
-            Tail::At { place, whole: false } => Some(place),
-            Tail::Unknown | Tail::Snapshot => None,
-        };
+        let state =
+            self.write_state(&mut taken, Phase::Streaming, &connector, position, &[]).await?;
+        let held = tail.map(held);
         if let Some(held) = held {
             self.handle.confirmed(held, 0);
         }
         self.handle.writes(epoch);
         self.handle.set(CaptureState::Streaming, None);
-        let TakenOver { producer, control, .. } = taken;
-        let registry = self.registry.clone();
-        let writer = Writer::new(&self.config, registry, producer, control, epoch, held);
-        let mut session = Session::new(&self.config, &self.handle, writer);
+        let (mut session, _) = self.session(taken, epoch, held);
         session.keep(state);
-        session.held(held.map_or(Commit::ZERO, |held| match held.ordinal {
-            Ordinal::END => held.commit,
-            // The transaction there is not whole: everything before it is.
-            _ => Commit::binlog(held.commit.file(), held.commit.position().saturating_sub(1)),
-        }));
+        session.held(held.map_or(Commit::ZERO, confirmable));
         // From now, without a position: the first one goes to the log at once.
         session.stream(stream.as_mut(), epoch, resume.is_none(), shutdown).await
     }
 
-    async fn write_state(
+    pub(crate) async fn write_state(
         &self,
         taken: &mut TakenOver,
         phase: Phase,
         connector: &(ServerIdentity, SourceState),
         position: Position,
+        finished: &[TableId],
     ) -> Result<State, Error> {
         let (producer_id, producer_epoch) = identity(&taken.producer);
         let state = State {
@@ -385,6 +431,8 @@ impl Capture {
             open_offset: taken.open_offset.get(),
             producer_id,
             producer_epoch,
+            finished: finished.to_vec(),
+            inside: matches!(taken.tail, Tail::Snapshot { .. }) && !finished.is_empty(),
         };
         write_state(&self.config, &mut taken.producer, &state).await?;
         Ok(state)
@@ -395,6 +443,7 @@ impl Capture {
 #[derive(Debug)]
 enum Start {
     Snapshot(Epoch),
+    Rest(BrokenOff),
     Now(Epoch),
     After(Resume),
     Nothing,
@@ -402,10 +451,32 @@ enum Start {
 
 /// How far the log holds the source.
 #[derive(Debug, Clone, Copy)]
-struct Position {
-    epoch: Epoch,
-    place: Place,
-    whole: bool,
+pub(crate) struct Position {
+    pub(crate) epoch: Epoch,
+    pub(crate) place: Place,
+    pub(crate) whole: bool,
+}
+
+/// What outlives a session of a take-over: who writes is in the session's writer.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    control: SchemaId,
+    open_offset: Offset,
+    server: ServerIdentity,
+}
+
+/// What of the transaction at the log's end is not wanted again. Whole: all of it, even its end.
+pub(crate) fn held((place, whole): (Place, bool)) -> Place {
+    if whole { Place::end_of(place.epoch, place.commit) } else { place }
+}
+
+/// Up to where the source may forget what it has, when the log holds everything up to `held`.
+pub(crate) fn confirmable(held: Place) -> Commit {
+    match held.ordinal {
+        Ordinal::END => held.commit,
+        // The transaction there is not whole: everything before it is.
+        _ => Commit::binlog(held.commit.file(), held.commit.position().saturating_sub(1)),
+    }
 }
 
 async fn write_state(config: &Config, producer: &mut Producer, state: &State) -> Result<(), Error> {
@@ -421,7 +492,7 @@ async fn write_state(config: &Config, producer: &mut Producer, state: &State) ->
 }
 
 /// The open marker names whom its writer reads; a fail-over in between takes over again.
-fn still_the_same(opened: &ServerIdentity, reads: &ServerIdentity) -> Result<(), Error> {
+pub(crate) fn still_the_same(opened: &ServerIdentity, reads: &ServerIdentity) -> Result<(), Error> {
     if opened == reads {
         return Ok(());
     }

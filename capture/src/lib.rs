@@ -11,6 +11,7 @@ mod changes;
 mod config;
 mod error;
 mod reader;
+mod rest;
 mod session;
 mod source;
 mod state;
@@ -25,7 +26,8 @@ pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
 pub use source::{
-    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState, Stream,
+    LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState,
+    Stream,
 };
 pub use status::{CaptureHandle, CaptureState, CaptureStatus, ResyncError};
 pub use tail::TailError;

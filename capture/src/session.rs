@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tailwater_change::{Commit, Disposition, Epoch, Place};
+use tailwater_change::{Commit, Disposition, Epoch, Place, TableId};
 use tailwater_kafka::{Acknowledged, PartitionId, TopicPartition};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -13,9 +13,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::error::{Error, log};
-use crate::state::State;
+use crate::state::{Phase, State};
 use crate::status::{CaptureHandle, Resyncs};
-use crate::writer::Writer;
+use crate::writer::{Limit, Writer};
 use crate::{Changes, Snapshot, Stream};
 
 /// The sign of life to the source, and how soon an idle position can go to the log.
@@ -52,6 +52,8 @@ pub(crate) struct Session<'a> {
     idle: Idle,
     confirmed: Commit,
     saved: Option<Saved>,
+    /// The stream has come as far as it is wanted.
+    reached_limit: bool,
 }
 
 /// The state as it was last appended to the state topic.
@@ -59,6 +61,8 @@ pub(crate) struct Session<'a> {
 struct Saved {
     to: TopicPartition,
     state: State,
+    /// Tables that were finished when it was taken over.
+    before: Vec<TableId>,
     at: Instant,
 }
 
@@ -93,13 +97,15 @@ impl<'a> Session<'a> {
             idle: Idle { known: None, told: Commit::ZERO, told_at: Instant::now(), wanted: false },
             confirmed: Commit::ZERO,
             saved: None,
+            reached_limit: false,
         }
     }
 
     /// The state that the take-over wrote: renewed now and then while streaming.
     pub(crate) fn keep(&mut self, state: State) {
         let to = TopicPartition::new(self.config.state_topic(), PartitionId::new(0));
-        self.saved = Some(Saved { to, state, at: Instant::now() });
+        let before = state.finished.clone();
+        self.saved = Some(Saved { to, state, before, at: Instant::now() });
     }
 
     /// The log holds everything up to and including `through`: what the source is told until there
@@ -108,17 +114,33 @@ impl<'a> Session<'a> {
         self.confirmed = through;
     }
 
+    pub(crate) fn writer(&mut self) -> &mut Writer {
+        &mut self.writer
+    }
+
     pub(crate) fn into_writer(self) -> Writer {
         self.writer
     }
 
-    /// Reads a snapshot into the log; `None` once all of it is acknowledged.
+    /// Reads a snapshot that has begun into the log; `None` once all of it is acknowledged. However
+    /// it ends, what was appended is in the log first, and which tables are finished with it.
     pub(crate) async fn snapshot(
         &mut self,
         snapshot: &mut dyn Snapshot,
         shutdown: &CancellationToken,
     ) -> Result<Option<Why>, Error> {
-        self.writer.snapshot_begin(snapshot.commit()).await?;
+        let ended = self.load(snapshot, shutdown).await;
+        if matches!(ended, Ok(Some(_)) | Err(Error::Source(_))) {
+            self.drain().await?;
+        }
+        ended
+    }
+
+    async fn load(
+        &mut self,
+        snapshot: &mut dyn Snapshot,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Why>, Error> {
         let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
         loop {
             self.writer.producer().ready().await.map_err(log("append"))?;
@@ -139,7 +161,45 @@ impl<'a> Session<'a> {
                 self.writer.producer().drain().await.map_err(log("append"))?;
                 return Ok(None);
             }
+            self.remember_finished().await?;
         }
+    }
+
+    /// Writes to the state topic which tables are complete, once the log has them. Where the state
+    /// is large, not for each of many small tables: those are soon read again.
+    async fn remember_finished(&mut self) -> Result<(), Error> {
+        let (Some(saved), Some(place)) = (&mut self.saved, self.writer.snapshot_place()) else {
+            return Ok(());
+        };
+        let known = saved.before.len();
+        let soon = saved.state.is_large() && saved.at.elapsed() < TICK;
+        if saved.state.finished.len() == known + self.writer.finished().len() || soon {
+            return Ok(());
+        }
+        self.writer.producer().drain().await.map_err(log("append"))?;
+        saved.state.finished = [&saved.before, self.writer.finished()].concat();
+        (saved.state.place, saved.state.inside) = (place, true);
+        saved.at = Instant::now();
+        self.writer.state(&saved.to, &saved.state)?;
+        self.writer.producer().flush();
+        self.handle.kept(saved.state.finished.len());
+        Ok(())
+    }
+
+    /// Streams as far as `limit` says into the log; `None` once that is appended.
+    pub(crate) async fn catch_up(
+        &mut self,
+        stream: &mut dyn Stream,
+        epoch: Epoch,
+        limit: Limit,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Why>, Error> {
+        self.writer.limit(Some(limit));
+        // So that the end is told even if nothing more happens.
+        stream.probe().await?;
+        let ended = self.follow(stream, epoch, shutdown).await?;
+        self.writer.limit(None);
+        Ok(ended)
     }
 
     /// Streams into the log until told otherwise.
@@ -151,6 +211,17 @@ impl<'a> Session<'a> {
         shutdown: &CancellationToken,
     ) -> Result<Why, Error> {
         self.idle.wanted = tell_first_position;
+        let ended = self.follow(stream, epoch, shutdown).await?;
+        Ok(ended.expect("a stream without a limit does not reach it"))
+    }
+
+    /// Streams until told otherwise, or to the limit.
+    async fn follow(
+        &mut self,
+        stream: &mut dyn Stream,
+        epoch: Epoch,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Why>, Error> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
@@ -186,8 +257,12 @@ impl<'a> Session<'a> {
                 }
                 Next::End(why) => {
                     self.end(stream, epoch).await?;
-                    return Ok(why);
+                    return Ok(Some(why));
                 }
+            }
+            if self.reached_limit {
+                self.end(stream, epoch).await?;
+                return Ok(None);
             }
             self.tell_idle().await?;
         }
@@ -206,6 +281,7 @@ impl<'a> Session<'a> {
         if let Some(through) = written.idle_through {
             self.idle.known = Some(through);
         }
+        self.reached_limit |= written.reached_limit;
         self.show_seen();
         Ok(())
     }
@@ -238,6 +314,9 @@ impl<'a> Session<'a> {
     }
 
     async fn tick(&mut self, stream: &mut dyn Stream, epoch: Epoch) -> Result<(), Error> {
+        if self.writer.is_limited() {
+            stream.probe().await?;
+        }
         if self.confirmed == Commit::ZERO {
             return Ok(());
         }
@@ -248,7 +327,10 @@ impl<'a> Session<'a> {
 
     /// Renews the state: the lower bound that remains when retention has emptied the topic.
     fn save(&mut self, stream: &mut dyn Stream, epoch: Epoch) -> Result<(), Error> {
-        let Some(saved) = &mut self.saved else { return Ok(()) };
+        let Some(saved) = self.saved.as_mut().filter(|saved| saved.state.phase == Phase::Streaming)
+        else {
+            return Ok(());
+        };
         let place = Place::end_of(epoch, self.confirmed);
         if saved.at.elapsed() < STATE_INTERVAL || saved.state.place == place {
             return Ok(());

@@ -1,8 +1,10 @@
 //! The contract of a source: what a connector promises and what capture promises back.
 //!
 //! ```text
-//!   check ─► snapshot ─► stream          first start
-//!   check ─► stream(resume)              every other
+//!   check ─► snapshot ─► stream                        first start
+//!   check ─► stream(resume)                            every other
+//!   snapshot_rest(resume) ─► stream(resume) up to it ─► the rest ─► stream
+//!                                                      after a snapshot that broke off
 //! ```
 //!
 //! A connector promises: every committed change of the captured tables, once per stream, whole
@@ -15,7 +17,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tailwater_change::{Commit, Problem, TableSchema};
+use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
 use crate::{Changes, SourceError, TableReader};
 
@@ -126,6 +128,23 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
     /// As the variants say; nothing is left behind that a second call would stumble over.
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError>;
 
+    /// Takes a snapshot of the captured tables that `finished` does not name: exact at a point of
+    /// its own, which is not before `resume` and which the stream from there passes, also when
+    /// nothing else happens on the source. The stream's starting position stays where it is. The
+    /// snapshot's [`state`](Snapshot::state) is of all captured tables.
+    ///
+    /// It says [`Rest::Void`] where what was read before cannot be completed like that: a captured
+    /// table was added, dropped or defined anew.
+    ///
+    /// # Errors
+    /// As of [`stream`](Self::stream): [`SourceError::PositionLost`] if it could not go on from
+    /// `resume`. Whatever fails, that position stays.
+    async fn snapshot_rest(
+        &self,
+        resume: &Resume,
+        finished: &[TableId],
+    ) -> Result<Rest, SourceError>;
+
     /// Streams from `resume`; `None`: from now, without a snapshot (`snapshot = "never"`), and
     /// then the first event is an [`Event::Idle`](crate::Event::Idle) that says where it began.
     ///
@@ -147,10 +166,29 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
     async fn release(&self) -> Result<(), SourceError>;
 }
 
-/// A snapshot being read.
+/// What becomes of a snapshot that broke off.
+pub enum Rest {
+    /// It goes on with this.
+    Snapshot(Box<dyn Snapshot>),
+    /// It must begin anew: why.
+    Void(String),
+}
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Snapshot(snapshot) => write!(f, "Snapshot({})", snapshot.commit()),
+            Self::Void(why) => write!(f, "Void({why:?})"),
+        }
+    }
+}
+
+/// A snapshot being read. When it is dropped, or fails, the position where the stream would begin
+/// stays on the source: only capture knows whether something will go on from there, and
+/// [releases](SourceConnector::release) it if not.
 #[async_trait]
 pub trait Snapshot: Send {
-    /// The consistent point: the stream goes on after it.
+    /// The consistent point: the stream goes on after it. No transaction has this very position.
     fn commit(&self) -> Commit;
 
     /// Where it was taken.
@@ -164,7 +202,7 @@ pub trait Snapshot: Send {
     /// the whole snapshot, `TableEnd`; then `SnapshotEnd`, after which it is not called again.
     ///
     /// # Errors
-    /// The snapshot is lost; a new one must be taken.
+    /// The snapshot is lost; of a new one, tables that have had their end need not be part.
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError>;
 }
 

@@ -3,14 +3,15 @@
 //! | key | value | written |
 //! |---|---|---|
 //! | `open` | the framed open marker | at each take-over, before the topic is read |
-//! | `state` | [`State`] as JSON | at take-over, at both ends of a snapshot, when it changes |
+//! | `state` | [`State`] as JSON | at take-over, at both ends of a snapshot, when a table of it is complete, when it changes |
 //!
 //! The tail of the changes topic wins where it is newer: `place` here is a lower bound of what the
 //! log holds, what remains when retention has emptied that topic.
 
 use serde::{Deserialize, Serialize};
-use tailwater_change::{Epoch, Place};
+use tailwater_change::{Epoch, Place, TableId};
 
+use crate::tail::Tail;
 use crate::{ServerIdentity, SourceState};
 
 /// The key of the open marker.
@@ -48,7 +49,7 @@ pub(crate) struct State {
     pub(crate) partitions: i32,
     /// The tables filter that was in force.
     pub(crate) filter: String,
-    /// The log holds everything up to this place.
+    /// The log holds everything up to this place; with `inside`, everything before it.
     pub(crate) place: Place,
     /// Whether the transaction at `place` is whole.
     pub(crate) whole: bool,
@@ -58,7 +59,40 @@ pub(crate) struct State {
     pub(crate) producer_id: u64,
     /// Its producer epoch.
     pub(crate) producer_epoch: u64,
+    /// Of a snapshot that is not complete: tables whose rows the log has, to their end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) finished: Vec<TableId>,
+    /// Whether `place` is that of the next row of a snapshot that has begun and not ended, rather
+    /// than in the stream.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) inside: bool,
 }
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl State {
+    /// Where the log ends if nothing stands behind what this says.
+    pub(crate) fn tail(&self) -> Tail {
+        if self.place == Place::default() {
+            Tail::Unknown
+        } else if self.inside {
+            Tail::Snapshot { next: self.place }
+        } else {
+            Tail::At { place: self.place, whole: self.whole }
+        }
+    }
+
+    /// Whether it takes more than a moment to write it.
+    pub(crate) fn is_large(&self) -> bool {
+        self.source_state.0.len() >= LARGE
+    }
+}
+
+/// A source's state shorter than this, in bytes, stays readable text.
+const LARGE: usize = 64 << 10;
 
 /// A long text in little room.
 mod packed {
@@ -71,10 +105,8 @@ mod packed {
     use flate2::write::ZlibEncoder;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
+    use super::LARGE;
     use crate::SourceState;
-
-    /// Shorter text stays readable.
-    const LONG: usize = 64 << 10;
 
     #[derive(Serialize, Deserialize)]
     #[serde(untagged)]
@@ -87,7 +119,7 @@ mod packed {
         state: &SourceState,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        if state.0.len() < LONG {
+        if state.0.len() < LARGE {
             return serializer.serialize_str(&state.0);
         }
         let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
@@ -129,6 +161,16 @@ mod tests {
         assert_eq!(state.place, Place::new(Epoch::new(2), Commit::lsn(77), Ordinal::new(3)));
         assert_eq!(serde_json::to_string(&state).unwrap(), json);
         assert!(serde_json::from_str::<State>(&json.replace("whole", "half")).is_err());
+        assert_eq!(state.tail(), Tail::At { place: state.place, whole: false });
+    }
+
+    #[test]
+    fn what_a_snapshot_has_complete_comes_back() {
+        let json = r#"{"version":1,"epoch":1,"phase":"snapshot","server":"7 1","source_state":"{}","partitions":1,"filter":"public.*","place":{"epoch":1,"commit":{"file":0,"position":77},"ordinal":3},"whole":true,"open_offset":12,"producer_id":4,"producer_epoch":1,"finished":[{"schema":"public","name":"t"}],"inside":true}"#;
+        let state: State = serde_json::from_str(json).unwrap();
+        assert_eq!(state.finished, [TableId::new("public", "t")]);
+        assert_eq!(state.tail(), Tail::Snapshot { next: state.place });
+        assert_eq!(serde_json::to_string(&state).unwrap(), json);
     }
 
     #[test]

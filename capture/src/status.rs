@@ -1,7 +1,7 @@
 //! What capture says of itself, and what it can be told.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 pub use tailwater_change::RoleState as CaptureState;
@@ -92,6 +92,8 @@ struct Inner {
     probe: Notify,
     rows: AtomicU64,
     transactions: AtomicU64,
+    /// Tables of an unfinished snapshot that need not be read again.
+    kept: AtomicUsize,
 }
 
 impl CaptureHandle {
@@ -106,6 +108,7 @@ impl CaptureHandle {
                 probe: Notify::new(),
                 rows: AtomicU64::new(0),
                 transactions: AtomicU64::new(0),
+                kept: AtomicUsize::new(0),
             }),
         }
     }
@@ -211,6 +214,16 @@ impl CaptureHandle {
                 status.current_at_ms = Some(at_ms);
             }
         });
+    }
+
+    /// So many tables of an unfinished snapshot are complete in the log, and the log says so.
+    pub(crate) fn kept(&self, tables: usize) {
+        self.inner.kept.store(tables, Ordering::Relaxed);
+    }
+
+    /// As [`kept`](Self::kept) was told.
+    pub(crate) fn kept_tables(&self) -> usize {
+        self.inner.kept.load(Ordering::Relaxed)
     }
 
     pub(crate) fn add_rows(&self, rows: u64) {

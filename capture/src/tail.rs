@@ -5,7 +5,7 @@
 
 use tailwater_change::{
     ChunkError, ChunkJoiner, Control, DecodeError, Envelope, Epoch, Frame, FrameError, Operation,
-    Place, SchemaId,
+    Ordinal, Place, SchemaId,
 };
 
 /// How the log ends.
@@ -14,7 +14,15 @@ pub(crate) enum Tail {
     /// No record says.
     Unknown,
     /// Inside a snapshot that is not complete.
-    Snapshot,
+    Snapshot {
+        /// What its next row's place would be.
+        next: Place,
+    },
+    /// At the end of a snapshot.
+    Loaded {
+        /// The end of its synthetic transaction.
+        place: Place,
+    },
     /// Everything up to `place` is there.
     At {
         /// The newest row, or the end of its transaction.
@@ -22,6 +30,18 @@ pub(crate) enum Tail {
         /// Whether the transaction at `place` has its end.
         whole: bool,
     },
+}
+
+impl Tail {
+    /// How far everything is there, and whether the last transaction is whole; not of a snapshot
+    /// that is not complete.
+    pub(crate) fn position(self) -> Option<(Place, bool)> {
+        match self {
+            Self::Unknown | Self::Snapshot { .. } => None,
+            Self::Loaded { place } => Some((place, true)),
+            Self::At { place, whole } => Some((place, whole)),
+        }
+    }
 }
 
 /// Why a record of the tail cannot be read.
@@ -40,8 +60,8 @@ pub enum TailError {
 
 /// Reads the tail of one partition.
 #[derive(Debug)]
-pub(crate) struct TailScan {
-    control: SchemaId,
+pub(crate) struct TailScan<'a> {
+    control: &'a [SchemaId],
     joiner: ChunkJoiner,
     tail: Tail,
     epoch: Option<Epoch>,
@@ -51,16 +71,16 @@ pub(crate) struct TailScan {
 /// setting was when it was written.
 const LARGEST_ROW: usize = 2 << 30;
 
-impl TailScan {
-    /// Control records carry the schema id `control`.
-    pub(crate) fn new(control: SchemaId) -> Self {
+impl<'a> TailScan<'a> {
+    /// Control records carry one of these schema ids: another version of us had another.
+    pub(crate) fn new(control: &'a [SchemaId]) -> Self {
         Self { control, joiner: ChunkJoiner::new(LARGEST_ROW), tail: Tail::Unknown, epoch: None }
     }
 
     /// Takes the next record of the writer that counts.
     pub(crate) fn record(&mut self, value: &[u8]) -> Result<(), TailError> {
         let frame = Frame::parse(value)?;
-        if frame.schema != self.control {
+        if !self.control.contains(&frame.schema) {
             self.joiner.reset();
             return self.row(frame.message);
         }
@@ -77,6 +97,8 @@ impl TailScan {
             | Control::End { epoch, .. }
             | Control::Idle { epoch, .. }
             | Control::SnapshotBegin { epoch, .. }
+            | Control::SnapshotCut { epoch, .. }
+            | Control::SnapshotRest { epoch, .. }
             | Control::SnapshotEnd { epoch, .. } => self.note(*epoch),
             Control::TableBegin { place, .. }
             | Control::TableEnd { place, .. }
@@ -86,12 +108,21 @@ impl TailScan {
         match control {
             Control::End { epoch, commit, .. }
             | Control::Idle { epoch, commit }
-            | Control::SnapshotEnd { epoch, commit } => {
+            // What it has complete follows the stream from there.
+            | Control::SnapshotCut { epoch, commit } => {
                 self.tail = Tail::At { place: Place::end_of(epoch, commit), whole: true };
             }
-            Control::SnapshotBegin { .. }
-            | Control::TableBegin { .. }
-            | Control::TableEnd { .. } => self.tail = Tail::Snapshot,
+            Control::SnapshotEnd { epoch, commit } => {
+                self.tail = Tail::Loaded { place: Place::end_of(epoch, commit) };
+            }
+            Control::SnapshotBegin { epoch, commit }
+            | Control::SnapshotRest { epoch, commit } => {
+                let next = Place::new(epoch, commit, Ordinal::ZERO);
+                self.tail = Tail::Snapshot { next };
+            }
+            Control::TableBegin { place: next, .. } | Control::TableEnd { place: next, .. } => {
+                self.tail = Tail::Snapshot { next };
+            }
             // A schema change stands in a transaction or between two: the rows around it say.
             Control::Open { .. } | Control::SchemaChange { .. } | Control::Chunk { .. } => {}
         }
@@ -116,7 +147,10 @@ impl TailScan {
         let envelope = Envelope::decode(message)?;
         self.note(envelope.place.epoch);
         self.tail = match envelope.operation {
-            Operation::Read => Tail::Snapshot,
+            Operation::Read => {
+                let place = envelope.place;
+                Tail::Snapshot { next: Place { ordinal: place.ordinal.next(), ..place } }
+            }
             Operation::Insert | Operation::Update | Operation::Delete | Operation::Truncate => {
                 Tail::At { place: envelope.place, whole: envelope.last }
             }
@@ -127,7 +161,7 @@ impl TailScan {
 
 #[cfg(test)]
 mod tests {
-    use tailwater_change::{Chunks, Commit, EnvelopeWriter, Epoch, Ordinal};
+    use tailwater_change::{Chunks, Commit, EnvelopeWriter, Epoch};
 
     use super::*;
 
@@ -156,7 +190,7 @@ mod tests {
     }
 
     fn check(records: &[Vec<u8>], expected: Tail) {
-        let mut scan = TailScan::new(CONTROL);
+        let mut scan = TailScan::new(&[CONTROL]);
         for record in records {
             scan.record(record).unwrap();
         }
@@ -179,7 +213,26 @@ mod tests {
             ],
             Tail::At { place: Place::end_of(EPOCH, Commit::lsn(12)), whole: true },
         );
-        check(&[row(place(3, 7), Operation::Read, false)], Tail::Snapshot);
+    }
+
+    #[test]
+    fn a_snapshot_says_what_comes_next_and_whether_it_ended() {
+        let (epoch, commit) = (EPOCH, Commit::lsn(3));
+        let next = |ordinal| Tail::Snapshot { next: place(3, ordinal) };
+        let at_cut = Tail::At { place: Place::end_of(epoch, commit), whole: true };
+        let read = row(place(3, 7), Operation::Read, false);
+        let end = marker(&Control::TableEnd { place: place(3, 8), schema: TABLE, rows: 8 });
+        let cut = marker(&Control::SnapshotCut { epoch, commit });
+        let rest = marker(&Control::SnapshotRest { epoch, commit: Commit::lsn(11) });
+        let whole = marker(&Control::SnapshotEnd { epoch, commit });
+        check(&[marker(&Control::SnapshotBegin { epoch, commit })], next(0));
+        check(std::slice::from_ref(&read), next(8));
+        check(&[read.clone(), end.clone()], next(8));
+        check(&[read, end, cut.clone()], at_cut);
+        let streamed = row(place(9, 0), Operation::Insert, false);
+        check(&[cut, streamed.clone()], Tail::At { place: place(9, 0), whole: false });
+        check(&[streamed, rest], Tail::Snapshot { next: place(11, 0) });
+        check(&[whole], Tail::Loaded { place: Place::end_of(epoch, commit) });
     }
 
     #[test]

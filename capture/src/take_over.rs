@@ -5,7 +5,7 @@
 //! whose records count from here; only then are the state and the tails below the markers read.
 //! Read earlier, a batch of the old writer could land behind what was read.
 
-use tailwater_change::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control, Epoch, Frame, Place, SchemaId};
+use tailwater_change::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control, Epoch, Frame, SchemaId};
 use tailwater_kafka::{
     Client, Limits, Offset, OffsetAt, PartitionId, Producer, ProducerConfig, ReaderConfig,
     RecordBatch, TopicPartition, TopicSpec,
@@ -86,9 +86,10 @@ pub(crate) async fn take_over(
     let mut producer = client.producer(producer_config).await.map_err(log("take over the log"))?;
 
     let state_topic = TopicPartition::new(config.state_topic(), PartitionId::new(0));
+    let controls = controls(registry, control).await?;
     let marker = Marker { control, server: &server, clock: config.clock };
     marker.append(&mut producer, &state_topic, Some(OPEN_KEY), Epoch::new(0)).await?;
-    let state = match read_state(config, client, control, &producer).await {
+    let state = match read_state(config, client, &controls, &producer).await {
         // What it cannot say, the changes do: which epochs are taken.
         Err(Error::State { .. }) if resync => None,
         state => state?,
@@ -105,13 +106,22 @@ pub(crate) async fn take_over(
     let open_offset = Offset::new(end.get() - 1);
     let tail = match resync {
         true => Tail::Unknown,
-        false => read_tail(config, client, control, state.as_ref(), open_offset).await?,
+        false => read_tail(config, client, &controls, state.as_ref(), open_offset).await?,
     };
     let earlier_epoch = match &state {
         Some(_) => None,
-        None => read_epoch(config, client, control, open_offset, resync).await?,
+        None => read_epoch(config, client, &controls, open_offset, resync).await?,
     };
     Ok(TakenOver { producer, control, state, tail, open_offset, earlier_epoch, server })
+}
+
+/// Every id that the schema of control records has had: what another version wrote is read too.
+async fn controls(registry: &Registry, now: SchemaId) -> Result<Vec<SchemaId>, Error> {
+    let versions = registry.versions(CONTROL_SUBJECT).await.map_err(|source| Error::Registry {
+        subject: CONTROL_SUBJECT.into(),
+        source: Box::new(source),
+    })?;
+    Ok(versions.into_iter().map(|(_, id)| id).chain([now]).collect())
 }
 
 async fn create_topics(config: &Config, client: &Client) -> Result<(), Error> {
@@ -168,7 +178,7 @@ pub(crate) fn identity(producer: &Producer) -> (u64, u64) {
 async fn read_state(
     config: &Config,
     client: &Client,
-    control: SchemaId,
+    controls: &[SchemaId],
     producer: &Producer,
 ) -> Result<Option<State>, Error> {
     let topic = config.state_topic();
@@ -183,7 +193,7 @@ async fn read_state(
         if key == Some(OPEN_KEY) {
             if let Ok(Control::Open { producer_id, producer_epoch, .. }) =
                 Frame::parse(value).map_err(drop).and_then(|frame| {
-                    if frame.schema != control {
+                    if !controls.contains(&frame.schema) {
                         return Err(());
                     }
                     Control::decode(frame.message).map_err(drop)
@@ -208,7 +218,7 @@ async fn read_state(
 async fn read_tail(
     config: &Config,
     client: &Client,
-    control: SchemaId,
+    controls: &[SchemaId],
     state: Option<&State>,
     open_offset: Offset,
 ) -> Result<Tail, Error> {
@@ -221,7 +231,7 @@ async fn read_tail(
     let mut window = TAIL_WINDOW;
     loop {
         let from = floor.max(open_offset.get() - window);
-        let mut scan = TailScan::new(control);
+        let mut scan = TailScan::new(controls);
         read_range(client, &topic, Offset::new(from), open_offset, |batch, offset, _, value| {
             if batch_identity(batch) != writer {
                 return Ok(());
@@ -235,11 +245,11 @@ async fn read_tail(
         .await?;
         match scan.tail() {
             Tail::Unknown if from > floor => window *= 2,
-            Tail::Unknown if state.phase == Phase::Snapshot => return Ok(Tail::Snapshot),
-            Tail::Unknown if state.place == Place::default() => return Ok(Tail::Unknown),
-            Tail::Unknown => {
-                return Ok(Tail::At { place: state.place, whole: state.whole });
+            // Retention may have taken rows of the snapshot of which the state does not know.
+            Tail::Unknown if state.phase == Phase::Snapshot && start > state.open_offset => {
+                return Ok(Tail::Unknown);
             }
+            Tail::Unknown => return Ok(state.tail()),
             // An idle position that was told late is no step back.
             Tail::At { place, .. } if place < state.place && state.phase == Phase::Streaming => {
                 return Ok(Tail::At { place: state.place, whole: state.whole });
@@ -254,7 +264,7 @@ async fn read_tail(
 async fn read_epoch(
     config: &Config,
     client: &Client,
-    control: SchemaId,
+    controls: &[SchemaId],
     open_offset: Offset,
     lenient: bool,
 ) -> Result<Option<Epoch>, Error> {
@@ -263,7 +273,7 @@ async fn read_epoch(
     let mut window = TAIL_WINDOW;
     loop {
         let from = start.max(open_offset.get() - window);
-        let mut scan = TailScan::new(control);
+        let mut scan = TailScan::new(controls);
         read_range(
             client,
             &topic,

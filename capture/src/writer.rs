@@ -4,12 +4,12 @@
 //! transaction; so most transactions need no end marker. The writer knows which commit is complete
 //! with which record, and therefore what the log's acknowledgement allows to confirm.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use tailwater_change::{
     Chunks, Commit, Control, EnvelopeWriter, Epoch, Frame, Operation, Ordinal, Place, SchemaId,
-    TableSchema, is_far_behind, key_schema_text, schema_text,
+    TableId, TableSchema, is_far_behind, key_schema_text, schema_text,
 };
 use tailwater_kafka::{PartitionHandle, PartitionId, Producer, RecordNumber, TopicPartition};
 use tailwater_registry::Registry;
@@ -40,12 +40,25 @@ pub(crate) struct Writer {
     slots: Vec<Option<Slot>>,
     /// Rows at or below this are in the log already.
     held: Option<Place>,
+    /// Of a stream of which not everything is wanted.
+    limit: Option<Limit>,
+    /// Tables of the snapshot that are complete and stay so if it breaks off.
+    finished: Vec<TableId>,
     open: Option<Open>,
     pending: Pending,
     /// Commits complete in the log once every record below the number is acknowledged.
     awaiting: VecDeque<(RecordNumber, Commit)>,
     appended: Option<RecordNumber>,
     rows: u64,
+}
+
+/// What is wanted of a stream between the two parts of a snapshot.
+#[derive(Debug)]
+pub(crate) struct Limit {
+    /// Up to and including here.
+    pub(crate) through: Commit,
+    /// Rows of these tables: the others come as the snapshot's rest has them.
+    pub(crate) tables: HashSet<TableId>,
 }
 
 /// The transaction (or snapshot) that is being written.
@@ -55,6 +68,8 @@ struct Open {
     committed_at_us: Option<i64>,
     /// Rows of it that are in the topic, by this writer or the one before it.
     rows: u64,
+    /// What the numbers of its rows begin with: of a snapshot, what the log has of it already.
+    base: Ordinal,
     next_ordinal: Ordinal,
     table_rows: u64,
 }
@@ -64,6 +79,8 @@ struct Slot {
     schema: Arc<TableSchema>,
     value_id: SchemaId,
     key_id: Option<SchemaId>,
+    /// Whether its rows are not wanted.
+    aside: bool,
 }
 
 /// The row that waits for what follows it.
@@ -84,6 +101,8 @@ pub(crate) struct Written {
     pub(crate) idle_through: Option<Commit>,
     /// The snapshot is complete.
     pub(crate) snapshot_ended: bool,
+    /// Everything up to the stream's limit is written; what came behind it was left out.
+    pub(crate) reached_limit: bool,
     /// The newest transaction came late: the log may get few large batches instead of many small ones.
     pub(crate) is_far_behind: bool,
 }
@@ -114,6 +133,8 @@ impl Writer {
             attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
             slots: Vec::new(),
             held,
+            limit: None,
+            finished: Vec::new(),
             open: None,
             pending: Pending::default(),
             awaiting: VecDeque::new(),
@@ -135,6 +156,27 @@ impl Writer {
         self.rows
     }
 
+    /// From here on the stream is wanted only as far as `limit` says; `None`: all of it.
+    pub(crate) fn limit(&mut self, limit: Option<Limit>) {
+        self.limit = limit;
+    }
+
+    /// Whether not everything of the stream is wanted.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limit.is_some()
+    }
+
+    /// Tables whose end has been appended and that stay if the snapshot breaks off.
+    pub(crate) fn finished(&self) -> &[TableId] {
+        &self.finished
+    }
+
+    /// The place that the next row of the snapshot gets.
+    pub(crate) fn snapshot_place(&self) -> Option<Place> {
+        let open = self.open.as_ref()?;
+        Some(Place::new(self.epoch, open.commit, open.next_ordinal))
+    }
+
     /// Whether a transaction is open.
     pub(crate) fn in_transaction(&self) -> bool {
         self.open.is_some()
@@ -147,6 +189,10 @@ impl Writer {
         self.now_ms = (self.clock)();
         let mut newest_us = self.open.as_ref().and_then(|open| open.committed_at_us);
         for event in changes.events() {
+            if self.is_beyond_limit(event) {
+                written.reached_limit = true;
+                break;
+            }
             match event {
                 Event::Schema { slot, schema } => self.bind(*slot, schema).await?,
                 Event::Begin { commit, committed_at_us } => {
@@ -182,11 +228,45 @@ impl Writer {
         Ok(written)
     }
 
+    /// Whether with this event everything up to the limit has been said.
+    fn is_beyond_limit(&self, event: &Event) -> bool {
+        let Some(limit) = &self.limit else { return false };
+        match event {
+            Event::Begin { commit, .. } => *commit > limit.through,
+            // Told to the log it would stand above the rest of the snapshot, which has that place.
+            Event::Idle { through } => *through >= limit.through,
+            _ => false,
+        }
+    }
+
     /// Begins the synthetic transaction of a snapshot.
     pub(crate) async fn snapshot_begin(&mut self, commit: Commit) -> Result<(), Error> {
         self.now_ms = (self.clock)();
         self.begin(commit, None)?;
         self.marker(&Control::SnapshotBegin { epoch: self.epoch, commit }).await
+    }
+
+    /// Says that the snapshot at `commit` broke off, and what of it counts.
+    pub(crate) async fn snapshot_cut(&mut self, commit: Commit) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
+        self.marker(&Control::SnapshotCut { epoch: self.epoch, commit }).await
+    }
+
+    /// Begins the rest of a snapshot that was cut.
+    pub(crate) async fn snapshot_rest(&mut self, commit: Commit) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
+        self.begin(commit, None)?;
+        self.marker(&Control::SnapshotRest { epoch: self.epoch, commit }).await
+    }
+
+    /// Goes on in the snapshot that is open in the log: its next row gets the place `next`.
+    pub(crate) fn snapshot_again(&mut self, next: Place) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
+        self.begin(next.commit, None)?;
+        if let Some(open) = &mut self.open {
+            (open.base, open.next_ordinal) = (next.ordinal, next.ordinal);
+        }
+        Ok(())
     }
 
     /// Says in the log that nothing of ours committed through `commit`.
@@ -229,7 +309,8 @@ impl Writer {
         if self.slots.len() <= slot.0 {
             self.slots.resize_with(slot.0 + 1, || None);
         }
-        self.slots[slot.0] = Some(Slot { schema: Arc::clone(schema), value_id, key_id });
+        let aside = self.limit.as_ref().is_some_and(|limit| !limit.tables.contains(table));
+        self.slots[slot.0] = Some(Slot { schema: Arc::clone(schema), value_id, key_id, aside });
         Ok(())
     }
 
@@ -248,6 +329,7 @@ impl Writer {
             commit,
             committed_at_us,
             rows: 0,
+            base: Ordinal::ZERO,
             next_ordinal: Ordinal::ZERO,
             table_rows: 0,
         });
@@ -258,11 +340,15 @@ impl Writer {
         let Some(open) = &mut self.open else {
             return Err(Error::Contract("a row outside a transaction"));
         };
-        let place = Place::new(self.epoch, open.commit, row.ordinal);
+        let ordinal = Ordinal::new(open.base.get().saturating_add(row.ordinal.get()));
+        let place = Place::new(self.epoch, open.commit, ordinal);
         let committed_at_us = open.committed_at_us;
+        open.next_ordinal = ordinal.next();
+        if matches!(self.slots.get(row.slot.0), Some(Some(slot)) if slot.aside) {
+            return Ok(());
+        }
         open.rows += 1;
         open.table_rows += 1;
-        open.next_ordinal = row.ordinal.next();
         if self.held.is_some_and(|held| place <= held) {
             return Ok(());
         }
@@ -323,11 +409,7 @@ impl Writer {
         Ok(None)
     }
 
-    async fn schema_change(
-        &mut self,
-        table: &tailwater_change::TableId,
-        description: &str,
-    ) -> Result<(), Error> {
+    async fn schema_change(&mut self, table: &TableId, description: &str) -> Result<(), Error> {
         let (commit, ordinal) = self
             .open
             .as_ref()
@@ -349,7 +431,15 @@ impl Writer {
     async fn table_end(&mut self, slot: TableSlot) -> Result<(), Error> {
         let (place, schema) = self.table_place(slot)?;
         let rows = self.open.as_ref().map_or(0, |open| open.table_rows);
-        self.marker(&Control::TableEnd { place, schema, rows }).await
+        self.marker(&Control::TableEnd { place, schema, rows }).await?;
+        if let Some(Some(Slot { schema, .. })) = self.slots.get(slot.0)
+            // Its stream would not say all that happens to it: it is always read to its end at the
+            // point where the stream goes on.
+            && !schema.changes_unlogged()
+        {
+            self.finished.push(schema.table.clone());
+        }
+        Ok(())
     }
 
     fn table_place(&self, slot: TableSlot) -> Result<(Place, SchemaId), Error> {

@@ -15,6 +15,8 @@
 //! | 7 | snapshot end | 1 epoch, 2 file, 3 position |
 //! | 8 | schema change | 1 epoch, 2 file, 3 position, 4 ordinal, 5 schema, 6 table, 7 description |
 //! | 9 | chunk | 1 attempt, 2 index, 3 last, 4 bytes |
+//! | 10 | snapshot cut | 1 epoch, 2 file, 3 position |
+//! | 11 | snapshot rest | 1 epoch, 2 file, 3 position |
 
 use crate::proto::{
     DecodeError, Field, Fields, put_bytes, put_tag, put_uint, put_varint, unzigzag, zigzag,
@@ -39,6 +41,8 @@ message Control {
     Position snapshot_end = 7;
     SchemaChange schema_change = 8;
     Chunk chunk = 9;
+    Position snapshot_cut = 10;
+    Position snapshot_rest = 11;
   }
 }
 
@@ -90,6 +94,15 @@ message Chunk {
   bytes data = 4;
 }
 "#;
+
+/// How every version of [`CONTROL_SCHEMA`] begins, and no table's schema.
+const CONTROL_HEAD: &str = "syntax = \"proto3\";\npackage tailwater;\n\nmessage Control {\n";
+
+/// Whether a registered text is the schema of control records, of this version of Tailwater or of
+/// another: markers are only ever added, and one that is not known is an error where it is read.
+pub fn is_control_schema(text: &str) -> bool {
+    text.starts_with(CONTROL_HEAD)
+}
 
 /// A control record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +164,23 @@ pub enum Control<'a> {
     /// The snapshot is complete: the stream goes on after `commit`.
     SnapshotEnd {
         /// The stream that follows.
+        epoch: Epoch,
+        /// The consistent point.
+        commit: Commit,
+    },
+    /// The snapshot at this consistent point broke off. Its tables that have their end stay, as of
+    /// that point: the stream follows, with rows of theirs alone. The others are void: they come
+    /// again after a [`SnapshotRest`](Self::SnapshotRest).
+    SnapshotCut {
+        /// The snapshot's stream.
+        epoch: Epoch,
+        /// The consistent point.
+        commit: Commit,
+    },
+    /// What a cut snapshot lacks begins, read at this later consistent point, up to which the stream
+    /// has brought the tables that stayed.
+    SnapshotRest {
+        /// The snapshot's stream.
         epoch: Epoch,
         /// The consistent point.
         commit: Commit,
@@ -230,6 +260,14 @@ impl<'a> Control<'a> {
                 put_bytes(&mut body, 7, description.as_bytes());
                 8
             }
+            Self::SnapshotCut { epoch, commit } => {
+                put_position(&mut body, *epoch, *commit);
+                10
+            }
+            Self::SnapshotRest { epoch, commit } => {
+                put_position(&mut body, *epoch, *commit);
+                11
+            }
             Self::Chunk { attempt, index, last, data } => {
                 return encode_chunk(out, *attempt, *index, *last, data);
             }
@@ -285,6 +323,8 @@ impl<'a> Control<'a> {
                 last: body.optional_uint(3)?.is_some_and(|last| last != 0),
                 data: body.get(4).map_or(Ok(&[][..]), |content| content.bytes(4))?,
             },
+            10 => Self::SnapshotCut { epoch: body.epoch(1)?, commit: body.commit()? },
+            11 => Self::SnapshotRest { epoch: body.epoch(1)?, commit: body.commit()? },
             field => return Err(DecodeError::UnknownField { field }),
         })
     }
@@ -397,6 +437,8 @@ mod tests {
             Control::TableBegin { place, schema },
             Control::TableEnd { place, schema, rows: 12 },
             Control::SnapshotEnd { epoch, commit },
+            Control::SnapshotCut { epoch, commit },
+            Control::SnapshotRest { epoch, commit },
             Control::SchemaChange {
                 place,
                 table: TableId::new("public", "orders"),
@@ -409,6 +451,26 @@ mod tests {
             control.encode(&mut bytes);
             assert_eq!(Control::decode(&bytes), Ok(control));
         }
+    }
+
+    /// Records of an earlier version name its text, and are still there after an upgrade.
+    #[test]
+    fn a_schema_of_control_records_is_known_in_every_version() {
+        let before = CONTROL_SCHEMA
+            .replace("    Position snapshot_cut = 10;\n    Position snapshot_rest = 11;\n", "");
+        assert_ne!(before, CONTROL_SCHEMA);
+        assert!(is_control_schema(CONTROL_SCHEMA) && is_control_schema(&before));
+        let table = crate::schema_text(&crate::TableSchema {
+            table: TableId::new("public", "Control"),
+            dialect: crate::Dialect::Postgres,
+            columns: Vec::new(),
+            identity: crate::Identity::Full,
+            indexes: Vec::new(),
+            foreign_keys: Vec::new(),
+            hides_cascades: false,
+            options: None,
+        });
+        assert!(!is_control_schema(&table.unwrap()));
     }
 
     proptest! {

@@ -24,7 +24,7 @@ mod schema_text;
 mod value;
 
 pub use chunk::{ChunkError, ChunkJoiner, Chunks};
-pub use control::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control};
+pub use control::{CONTROL_SCHEMA, CONTROL_SUBJECT, Control, is_control_schema};
 pub use disposition::Disposition;
 pub use envelope::{Envelope, EnvelopeWriter, Operation};
 pub use frame::{Frame, FrameError, SchemaId};

@@ -236,6 +236,18 @@ pub struct ForeignKey {
     pub initially_deferred: bool,
 }
 
+impl ForeignKey {
+    /// Whether it changes rows here when the row it points to changes.
+    pub fn changes_rows(&self) -> bool {
+        [self.on_delete, self.on_update].into_iter().any(|action| match action {
+            ReferentialAction::Cascade
+            | ReferentialAction::SetNull
+            | ReferentialAction::SetDefault => true,
+            ReferentialAction::NoAction | ReferentialAction::Restrict => false,
+        })
+    }
+}
+
 /// One version of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableSchema {
@@ -271,6 +283,11 @@ impl TableSchema {
             Identity::Key(columns) => columns,
             Identity::Full => &[],
         }
+    }
+
+    /// Whether the source changes rows of it without saying so in its log.
+    pub fn changes_unlogged(&self) -> bool {
+        self.hides_cascades && self.foreign_keys.iter().any(ForeignKey::changes_rows)
     }
 
     /// The index of the column with this name.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tailwater_change::{CONTROL_SCHEMA, SchemaId, TableSchema, parse_schema};
+use tailwater_change::{SchemaId, TableSchema, is_control_schema, parse_schema};
 use tailwater_registry::Registry;
 
 /// The schemas that were met so far: as many as there were versions of tables.
@@ -30,7 +30,7 @@ impl Schemas {
         }
         let text = self.registry.schema(id).await?;
         let table =
-            if &*text == CONTROL_SCHEMA { None } else { Some(Arc::new(parse_schema(&text)?)) };
+            if is_control_schema(&text) { None } else { Some(Arc::new(parse_schema(&text)?)) };
         self.met.insert(id, table.clone());
         Ok(table)
     }

@@ -167,6 +167,8 @@ fn control(offset: i64, control: &Control<'_>) -> Json {
         Control::Idle { epoch, commit } => ("idle", format!("{epoch}@{commit}")),
         Control::SnapshotBegin { epoch, commit } => ("snapshot_begin", format!("{epoch}@{commit}")),
         Control::SnapshotEnd { epoch, commit } => ("snapshot_end", format!("{epoch}@{commit}")),
+        Control::SnapshotCut { epoch, commit } => ("snapshot_cut", format!("{epoch}@{commit}")),
+        Control::SnapshotRest { epoch, commit } => ("snapshot_rest", format!("{epoch}@{commit}")),
         Control::TableBegin { place, .. } => ("table_begin", place.to_string()),
         Control::TableEnd { place, .. } => ("table_end", place.to_string()),
         Control::SchemaChange { place, table, description } => {

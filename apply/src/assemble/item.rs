@@ -96,6 +96,16 @@ pub enum Item {
     },
     /// The snapshot is complete.
     SnapshotEnd(Mark),
+    /// The snapshot broke off. Of its tables, those that have had their end stay and follow the
+    /// stream from here; the others come again in its rest.
+    SnapshotCut(Mark),
+    /// What a cut snapshot lacks begins, at a later point.
+    SnapshotRest {
+        /// Its synthetic transaction.
+        snapshot: Place,
+        /// How far: nothing of it yet.
+        mark: Mark,
+    },
     /// A table changed its definition.
     SchemaChange {
         /// The table in the source.

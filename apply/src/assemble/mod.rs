@@ -14,7 +14,8 @@
 //!    count, except for an open marker of their own.
 //! 2. A place at or below what was passed is a duplicate.
 //! 3. A transaction counts only with its end. It goes on only at the same `(epoch, commit)` with
-//!    rising ordinals; a greater one voids it.
+//!    rising ordinals; a greater one voids it. A snapshot may be cut instead: what of it counts
+//!    then, its tables' ends say.
 //!
 //! No IO, no clock. Schemas are learned by asking: [`Item::Schema`].
 
@@ -291,7 +292,16 @@ impl Assembler {
                 Ok(())
             }
             Control::SnapshotBegin { epoch, commit } => {
-                self.begin_snapshot(Place::end_of(*epoch, *commit), entry)
+                let begun = self.begin_snapshot(Place::end_of(*epoch, *commit), entry)?;
+                let item = |(snapshot, mark)| Item::SnapshotBegin { snapshot, mark };
+                self.ready.extend(begun.map(item));
+                Ok(())
+            }
+            Control::SnapshotRest { epoch, commit } => {
+                let begun = self.begin_snapshot(Place::end_of(*epoch, *commit), entry)?;
+                let item = |(snapshot, mark)| Item::SnapshotRest { snapshot, mark };
+                self.ready.extend(begun.map(item));
+                Ok(())
             }
             Control::TableBegin { place, schema } => {
                 if self.in_snapshot(*place)? {
@@ -311,15 +321,10 @@ impl Assembler {
                 Ok(())
             }
             Control::SnapshotEnd { epoch, commit } => {
-                let place = Place::end_of(*epoch, *commit);
-                if self.in_snapshot(place)? {
-                    self.flush(false, entry.from);
-                    self.open = None;
-                    self.passed = place;
-                    let mark = self.mark_here();
-                    self.ready.push_back(Item::SnapshotEnd(mark));
-                }
-                Ok(())
+                self.close_snapshot(Place::end_of(*epoch, *commit), entry, Item::SnapshotEnd)
+            }
+            Control::SnapshotCut { epoch, commit } => {
+                self.close_snapshot(Place::end_of(*epoch, *commit), entry, Item::SnapshotCut)
             }
             Control::SchemaChange { place, table, description } => {
                 self.change_schema(*place, table, description, entry)
@@ -451,9 +456,14 @@ impl Assembler {
         self.ready.push_back(Item::Idle(mark));
     }
 
-    fn begin_snapshot(&mut self, place: Place, entry: &Entry) -> Result<(), AssembleProblem> {
+    /// Opens a snapshot or the rest of one: its place, and how far. `None`: it was passed.
+    fn begin_snapshot(
+        &mut self,
+        place: Place,
+        entry: &Entry,
+    ) -> Result<Option<(Place, Mark)>, AssembleProblem> {
         if self.has_passed(place) {
-            return Ok(());
+            return Ok(None);
         }
         if self.open.as_ref().is_some_and(|open| open.is_snapshot_at(place)) {
             return Err(AssembleProblem::SnapshotAgain(place));
@@ -461,8 +471,23 @@ impl Assembler {
         self.void_before(place)?;
         self.open = Some(Open::snapshot(place, entry.from));
         let mark = self.mark_here();
-        let snapshot = Place { ordinal: tailwater_change::Ordinal::ZERO, ..place };
-        self.ready.push_back(Item::SnapshotBegin { snapshot, mark });
+        Ok(Some((Place { ordinal: tailwater_change::Ordinal::ZERO, ..place }, mark)))
+    }
+
+    /// Ends the snapshot at `place`, as `item` says.
+    fn close_snapshot(
+        &mut self,
+        place: Place,
+        entry: &Entry,
+        item: fn(Mark) -> Item,
+    ) -> Result<(), AssembleProblem> {
+        if self.in_snapshot(place)? {
+            self.flush(false, entry.from);
+            self.open = None;
+            self.passed = place;
+            let mark = self.mark_here();
+            self.ready.push_back(item(mark));
+        }
         Ok(())
     }
 

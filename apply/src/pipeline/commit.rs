@@ -41,7 +41,7 @@ impl Session<'_> {
     pub(super) async fn commit(&mut self, mark: Mark, newest_us: Option<i64>) -> Result<(), Error> {
         self.state.writer = mark.writer;
         self.state.source.clone_from(&self.server);
-        self.state.streaming |= self.state.snapshot.is_none();
+        self.state.streaming |= !self.state.is_loading();
         let progress = Progress {
             cluster_id: self.identity.cluster_id.clone(),
             topic_id: self.identity.topic_id.clone(),

@@ -3,7 +3,8 @@
 //! While a snapshot is loaded the target shows parts of it; every commit carries the place of the
 //! last row that is in, so a crash continues inside a table. A snapshot that was given up before
 //! its end leaves rows behind: its successor empties the tables it loads again, and at its end
-//! those that it no longer has. A table that was merged into has rows of others as well, and which
+//! those that it no longer has. One that was cut goes on: tables that had their end stay and follow
+//! the stream, the others are emptied, and nothing is finished before the end of its rest. A table that was merged into has rows of others as well, and which
 //! row is whose is not known: it is not loaded again before somebody has emptied it.
 
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tailwater_change::{Place, SchemaId, SchemaTextError, TableId, TableSchema};
 
 use super::schemas::Meaning;
 use super::session::Session;
+use super::state::SavedTable;
 use super::tables::{existing, mixed};
 use super::{Error, OnExisting};
 use crate::{Mark, Table};
@@ -25,7 +27,7 @@ impl Session<'_> {
         self.flush().await?;
         let running = self.state.snapshot;
         if running.is_none_or(|running| !running.same_transaction(&snapshot)) {
-            if let Some(running) = running {
+            if let Some(running) = running.or(self.state.cut) {
                 self.state.void_snapshot(running);
             }
             self.state.snapshot = Some(snapshot);
@@ -63,7 +65,7 @@ impl Session<'_> {
         }
         let clear = !made && self.must_clear(id, &to).await?;
         let entry = self.state.table_mut(&to, id);
-        (entry.schema, entry.loading, entry.void) = (id, true, false);
+        (entry.schema, entry.loading, entry.ended, entry.void) = (id, true, false, false);
         self.target.begin().await?;
         if clear {
             self.target.clear(&[table]).await?;
@@ -71,8 +73,49 @@ impl Session<'_> {
         self.commit(mark, None).await
     }
 
-    pub(super) fn end_table(&mut self, mark: Mark) {
+    /// All of a table's rows are there. That is remembered with what is committed next: if it is
+    /// forgotten, the log says it again.
+    pub(super) async fn end_table(&mut self, id: SchemaId, mark: Mark) -> Result<(), Error> {
+        self.flush().await?;
+        if let Some((_, to)) = self.routed(id).await? {
+            self.state.table_mut(&to, id).ended = true;
+        }
         self.batch.pass(mark);
+        Ok(())
+    }
+
+    /// The snapshot broke off: what it has complete stays, what it has not is emptied here already.
+    /// The stream no longer knows those rows, and could fall over them.
+    pub(super) async fn cut_snapshot(&mut self, mark: Mark) -> Result<(), Error> {
+        self.flush().await?;
+        self.state.cut_snapshot();
+        let mut void = Vec::new();
+        for (id, to) in self.void_tables(|entry| !entry.merged) {
+            void.extend(self.described(id, &to).await?);
+        }
+        tracing::info!(place = %mark.place, void = void.len(), "the snapshot broke off and goes on");
+        self.target.begin().await?;
+        if !void.is_empty() {
+            self.target.clear(&void).await?;
+        }
+        self.commit(mark, None).await
+    }
+
+    /// The rest of a snapshot that was cut. Without its first part it is no beginning.
+    pub(super) async fn begin_rest(&mut self, snapshot: Place, mark: Mark) -> Result<(), Error> {
+        self.check_follows(snapshot)?;
+        self.flush().await?;
+        if self.state.snapshot.is_none_or(|running| !running.same_transaction(&snapshot)) {
+            let cut = self.state.cut.take().filter(|cut| cut.epoch == snapshot.epoch);
+            if cut.is_none() {
+                return Err(Error::Gap { applied: self.progress.place, found: snapshot });
+            }
+            self.state.snapshot = Some(snapshot);
+            tracing::info!(%snapshot, "the rest of the snapshot begins");
+        }
+        self.batch.pass(mark);
+        self.show();
+        Ok(())
     }
 
     /// Everything is there: indexes and foreign keys, then the stream.
@@ -84,7 +127,7 @@ impl Session<'_> {
         self.state.snapshot = None;
         self.state.given_up = None;
         for entry in &mut self.state.tables {
-            (entry.loading, entry.void) = (false, false);
+            (entry.loading, entry.ended, entry.void) = (false, false, false);
         }
         self.target.begin().await?;
         if !left.is_empty() {
@@ -143,18 +186,27 @@ impl Session<'_> {
 
     /// Tables of a snapshot that was given up which this one did not load again.
     async fn left_over(&mut self) -> Result<Vec<Arc<Table>>, Error> {
-        let void = self.state.tables.iter().filter(|entry| entry.void);
-        let void = void.map(|entry| (entry.schema, entry.table.clone(), entry.merged));
         let mut tables = Vec::new();
-        for (id, to, merged) in void.collect::<Vec<_>>() {
-            let Meaning::Table(schema) = self.context.schemas.get(id).await? else { continue };
+        for (id, to) in self.void_tables(|_| true) {
+            let merged = self.state.table(&to).is_some_and(|entry| entry.merged);
             if merged && !self.unmerge(&to).await? {
                 continue;
             }
-            if let Some(target) = self.target.describe(&schema, &to).await? {
-                tables.push(Arc::new(Table { schema, target }));
-            }
+            tables.extend(self.described(id, &to).await?);
         }
         Ok(tables)
+    }
+
+    /// Tables whose rows are to be replaced.
+    fn void_tables(&self, which: fn(&SavedTable) -> bool) -> Vec<(SchemaId, TableId)> {
+        let void = self.state.tables.iter().filter(|entry| entry.void && which(entry));
+        void.map(|entry| (entry.schema, entry.table.clone())).collect()
+    }
+
+    /// A table as it is on the target, if it is there.
+    async fn described(&mut self, id: SchemaId, to: &TableId) -> Result<Option<Arc<Table>>, Error> {
+        let Meaning::Table(schema) = self.context.schemas.get(id).await? else { return Ok(None) };
+        let target = self.target.describe(&schema, to).await?;
+        Ok(target.map(|target| Arc::new(Table { schema, target })))
     }
 }

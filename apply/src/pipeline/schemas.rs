@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tailwater_change::{CONTROL_SCHEMA, Disposition, SchemaId, TableSchema, parse_schema};
+use tailwater_change::{Disposition, SchemaId, TableSchema, is_control_schema, parse_schema};
 use tailwater_registry::Registry;
 
 use super::{Error, SchemaSourceError};
@@ -54,7 +54,7 @@ impl Schemas {
             return Ok(meaning.clone());
         }
         let text = self.source.schema_text(id).await?;
-        let meaning = if text == CONTROL_SCHEMA {
+        let meaning = if is_control_schema(&text) {
             Meaning::Control
         } else {
             let schema = parse_schema(&text).map_err(|source| Error::SchemaText { id, source })?;

@@ -141,8 +141,7 @@ impl<'a> Session<'a> {
             group,
             context,
         };
-        if session.state.snapshot.is_none()
-            && session.state.tables.iter().any(|table| table.unfinished)
+        if !session.state.is_loading() && session.state.tables.iter().any(|table| table.unfinished)
         {
             session.finish_all().await?;
             session.save().await?;
@@ -339,8 +338,10 @@ impl<'a> Session<'a> {
             Item::TableBegin { schema, begin, mark } => {
                 self.begin_table(schema, begin, mark).await?;
             }
-            Item::TableEnd { mark, .. } => self.end_table(mark),
+            Item::TableEnd { schema, mark } => self.end_table(schema, mark).await?,
             Item::SnapshotEnd(mark) => self.end_snapshot(mark).await?,
+            Item::SnapshotCut(mark) => self.cut_snapshot(mark).await?,
+            Item::SnapshotRest { snapshot, mark } => self.begin_rest(snapshot, mark).await?,
             Item::SchemaChange { table, description, place, offset } => {
                 if self.continuity == Continuity::ByPlace && place == self.progress.place {
                     // It stands before what is applied, if that is in this log at all.
@@ -401,7 +402,7 @@ impl<'a> Session<'a> {
     }
 
     /// That nothing is missing between what is applied and `place`.
-    fn check_follows(&mut self, place: Place) -> Result<(), Error> {
+    pub(super) fn check_follows(&mut self, place: Place) -> Result<(), Error> {
         if let Some(snapshot) = self.state.given_up {
             return Err(Error::SnapshotGivenUp(snapshot));
         }
@@ -463,12 +464,12 @@ impl<'a> Session<'a> {
     /// Shows where we are.
     pub(super) fn show(&self) {
         let untouched = self.progress.place == Place::default();
-        let state = match self.state.snapshot {
+        let state = match self.state.is_loading() {
             _ if self.continuity == Continuity::ByPlace => State::Starting,
-            Some(_) => State::Snapshot,
-            None if self.state.given_up.is_some() => State::Snapshot,
-            None if untouched && !self.state.streaming => State::Starting,
-            None => State::Streaming,
+            true => State::Snapshot,
+            false if self.state.given_up.is_some() => State::Snapshot,
+            false if untouched && !self.state.streaming => State::Starting,
+            false => State::Streaming,
         };
         let place = (!untouched).then_some(self.progress.place);
         let next_offset = Some(self.progress.next_offset);

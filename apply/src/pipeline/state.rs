@@ -5,6 +5,7 @@
 //! | `writer` | who writes the log from `next_offset` on |
 //! | `source` | the server whose changes are applied, as the log's open marker names it |
 //! | `snapshot` | the snapshot being loaded |
+//! | `cut` | the snapshot whose tables are loaded as far as they had their end, and whose rest is to come |
 //! | `given_up` | a snapshot that was voided and not yet replaced |
 //! | `streaming` | whether a snapshot was ever loaded to its end, or none was needed |
 //! | `tables` | target tables that this pipeline writes |
@@ -23,6 +24,8 @@ pub(super) struct SavedState {
     pub(super) source: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) snapshot: Option<Place>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) cut: Option<Place>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) given_up: Option<Place>,
     #[serde(default)]
@@ -49,6 +52,9 @@ pub(super) struct SavedTable {
     /// Whether its rows come from the snapshot that is being loaded.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) loading: bool,
+    /// Whether all of those are in.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) ended: bool,
 }
 
 /// Whether a progress row's `state` says that this table is still being loaded: what it lacks of
@@ -80,19 +86,37 @@ impl SavedState {
                 merged: false,
                 void: false,
                 loading: false,
+                ended: false,
             });
             self.tables.len() - 1
         });
         &mut self.tables[at]
     }
 
+    /// Whether a snapshot is being loaded, or waits for its rest.
+    pub(super) fn is_loading(&self) -> bool {
+        self.snapshot.is_some() || self.cut.is_some()
+    }
+
     /// The snapshot that is being loaded does not end: what came of it is to be replaced.
     pub(super) fn void_snapshot(&mut self, snapshot: Place) {
         for table in &mut self.tables {
             table.void |= std::mem::take(&mut table.loading);
+            table.ended = false;
         }
-        self.snapshot = None;
+        (self.snapshot, self.cut) = (None, None);
         self.given_up = Some(snapshot);
+    }
+
+    /// The snapshot that is being loaded goes on with another part: what of it has not ended is to
+    /// be replaced.
+    pub(super) fn cut_snapshot(&mut self) {
+        for table in &mut self.tables {
+            if table.loading && !table.ended {
+                (table.loading, table.void) = (false, true);
+            }
+        }
+        self.cut = self.snapshot.take();
     }
 
     /// Whether rows of this table stay when their source does not say so.

@@ -41,7 +41,7 @@ impl Session<'_> {
         if let Some(target) = self.target.describe(schema, to).await? {
             self.adopt(id, to).await?;
             // Before a load is over, what the table lacks is still ours to make.
-            if self.state.snapshot.is_none() {
+            if !self.state.is_loading() {
                 self.target.follows(schema, to).await?;
             }
             return Ok(Some(self.remember(id, schema, target)));

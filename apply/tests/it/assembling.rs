@@ -77,6 +77,10 @@ fn write_item(text: &mut String, item: &Item, assembler: &mut Assembler) {
         }
         Item::TableEnd { mark, .. } => text.push_str(&format!("table end {}\n", at(mark))),
         Item::SnapshotEnd(mark) => text.push_str(&format!("snapshot end {}\n", at(mark))),
+        Item::SnapshotCut(mark) => text.push_str(&format!("snapshot cut {}\n", at(mark))),
+        Item::SnapshotRest { snapshot, mark } => {
+            text.push_str(&format!("snapshot rest {snapshot}; {}\n", at(mark)));
+        }
         Item::SchemaChange { table, place, .. } => {
             text.push_str(&format!("schema change of {table} {place}\n"));
         }
@@ -327,6 +331,39 @@ fn a_snapshot_comes_table_by_table() {
          snapshot end 1@0/10#end next 10\n\
          transaction [0] 1@0/20#end next 12\n"
     );
+}
+
+#[test]
+fn a_cut_closes_a_snapshot_and_its_rest_follows_behind_the_stream() {
+    let mut log = LogWriter::new();
+    let (epoch, cut) = (Epoch::FIRST, Commit::lsn(16));
+    log.control(&begin(16));
+    snapshot(&mut log, 16, 0, 1);
+    log.read(16, 1).control(&Control::SnapshotCut { epoch, commit: cut });
+    // Twice, across a take-over; and half a transaction that the rest voids.
+    log.control(&Control::SnapshotCut { epoch, commit: cut }).insert(32, 0, true);
+    log.insert(40, 0, false).control(&Control::SnapshotRest { epoch, commit: Commit::lsn(48) });
+    snapshot(&mut log, 48, 0, 1);
+    log.control(&end(48)).insert(48, 0, true).insert(64, 0, true);
+    assert_eq!(
+        items(&mut log),
+        "snapshot begin 1@0/10#0; 0@0/0#0 next 1\n\
+         table begin 1@0/10#0; 0@0/0#0 next 2\n\
+         snapshot [0] 1@0/10#0 next 3\n\
+         table end 1@0/10#0 next 4\n\
+         snapshot [1] 1@0/10#1 next 5\n\
+         snapshot cut 1@0/10#end next 6\n\
+         transaction [0] 1@0/20#end next 8\n\
+         snapshot rest 1@0/30#0; 1@0/20#end next 10\n\
+         table begin 1@0/30#0; 1@0/20#end next 11\n\
+         snapshot [0] 1@0/30#0 next 12\n\
+         table end 1@0/30#0 next 13\n\
+         snapshot end 1@0/30#end next 14\n\
+         transaction [0] 1@0/40#end next 16\n"
+    );
+    let mut log = LogWriter::new();
+    log.control(&Control::SnapshotCut { epoch, commit: cut });
+    assert!(items(&mut log).contains("snapshot at 1@0/10#end that has not begun"));
 }
 
 #[test]

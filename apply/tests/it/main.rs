@@ -6,6 +6,7 @@ mod another_log;
 mod assembling;
 mod batching;
 mod commanding;
+mod cut;
 mod exactly_once;
 mod loading;
 mod pinned;

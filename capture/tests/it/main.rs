@@ -1,7 +1,11 @@
 //! Capture over a real log in the same process, with a source that follows a script.
 
 #[cfg(test)]
+mod parts;
+#[cfg(test)]
 mod reading;
+#[cfg(test)]
+mod rest;
 #[cfg(test)]
 mod resync;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tailwater_change::{
-    CONTROL_SCHEMA, ChunkJoiner, Control, Envelope, Frame, Operation, Place, RowReader, Value,
+    ChunkJoiner, Control, Envelope, Frame, Operation, Place, RowReader, Value, is_control_schema,
 };
 use tailwater_kafka::{Client, Limits, OffsetAt, PartitionId, ReaderConfig, TopicPartition};
 use tailwater_registry::Registry;
@@ -51,7 +51,7 @@ pub(crate) async fn read(client: &Client, registry: &Registry, topic: &str) -> R
                 let value = record.unwrap().value.unwrap();
                 let frame = Frame::parse(&value).unwrap();
                 let text = registry.schema(frame.schema).await.unwrap();
-                if &*text != CONTROL_SCHEMA {
+                if !is_control_schema(&text) {
                     joiner.reset();
                     if reading.writer == Some((id, epoch)) {
                         reading.row(frame.message);

@@ -4,14 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tailwater_capture::{Capture, CaptureHandle, CaptureState, Config, SnapshotMode};
+use tailwater_capture::{
+    Capture, CaptureHandle, CaptureState, Config, SnapshotMode, SourceConnector,
+};
 use tailwater_change::Commit;
-use tailwater_kafka::{Client, ClientConfig, ProducerConfig, Transport};
+use tailwater_kafka::{
+    Client, ClientConfig, Limits, Offset, OffsetAt, PartitionId, ProducerConfig, ReaderConfig,
+    TopicPartition, Transport,
+};
 use tailwater_log::Log;
 use tailwater_registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::parts::{Copy, copy};
 use crate::reading::{Read, read};
 use crate::script::{SNAPSHOT, Script, Scripted, Transaction};
 
@@ -72,7 +78,15 @@ impl World {
     }
 
     pub(crate) fn start_with(&self, snapshot: SnapshotMode) -> Running {
-        let connector = Arc::new(Scripted(Arc::clone(&self.script)));
+        self.start_as(snapshot, Arc::new(Scripted(Arc::clone(&self.script))))
+    }
+
+    /// Captures another source than the script's.
+    pub(crate) fn start_source(&self, connector: Arc<dyn SourceConnector>) -> Running {
+        self.start_as(SnapshotMode::Initial, connector)
+    }
+
+    fn start_as(&self, snapshot: SnapshotMode, connector: Arc<dyn SourceConnector>) -> Running {
         let config = Self::config(snapshot);
         let (capture, handle) =
             Capture::new(config, self.client.clone(), self.registry.clone(), connector);
@@ -83,6 +97,28 @@ impl World {
 
     pub(crate) async fn read(&self) -> Read {
         read(&self.client, &self.registry, "shop").await
+    }
+
+    /// Everything that was ever written to the state topic.
+    pub(crate) async fn state(&self) -> String {
+        let (topic, partition) = ("shop.state", PartitionId::new(0));
+        let end = self.client.list_offsets(topic, partition, OffsetAt::Latest).await.unwrap();
+        let from = Offset::ZERO;
+        let config = ReaderConfig::new(TopicPartition::new(topic, partition), from);
+        let (mut reader, mut text) = (self.client.reader(config), String::new());
+        while reader.position() < end {
+            for batch in reader.next().await.unwrap() {
+                for record in batch.records(Limits::default()).unwrap() {
+                    let value = record.unwrap().value.unwrap_or_default();
+                    text.push_str(&String::from_utf8_lossy(&value));
+                }
+            }
+        }
+        text
+    }
+
+    pub(crate) async fn copy(&self) -> Copy {
+        copy(&self.client, &self.registry).await
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Changes, Event, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceState,
-    Stream, TableReader, TableSlot,
+    Changes, Event, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError,
+    SourceState, Stream, TableReader, TableSlot,
 };
 use tailwater_change::{
     Column, Commit, Dialect, Identity, Kind, Operation, Ordinal, Problem, TableId, TableSchema,
@@ -137,6 +137,15 @@ impl SourceConnector for Scripted {
         self.0.snapshots.fetch_add(1, Ordering::SeqCst);
         self.0.lost.store(false, Ordering::SeqCst);
         Ok(Box::new(ScriptedSnapshot { script: Arc::clone(&self.0), next: 0, begun: false }))
+    }
+
+    /// It has one table: where something is complete, all of it is.
+    async fn snapshot_rest(
+        &self,
+        _resume: &Resume,
+        _finished: &[TableId],
+    ) -> Result<Rest, SourceError> {
+        Ok(Rest::Void("there is no rest".into()))
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Changes, Event, Image, ReadRow, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError,
-    SourceState, Stream, TableReader, TableSlot, Wanted,
+    Changes, Event, Image, ReadRow, Rest, Resume, ServerIdentity, Snapshot, SourceConnector,
+    SourceError, SourceState, Stream, TableReader, TableSlot, Wanted,
 };
 use tailwater_change::{
     Commit, Operation, Ordinal, Problem, RowWriter, TableId, TableSchema, Value, identity,
@@ -73,14 +73,16 @@ impl SourceConnector for MemorySource {
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
+        Ok(Box::new(MemorySnapshot::of(self.script().clone(), &[])))
+    }
+
+    async fn snapshot_rest(
+        &self,
+        _resume: &Resume,
+        finished: &[TableId],
+    ) -> Result<Rest, SourceError> {
         let script = self.script().clone();
-        Ok(Box::new(MemorySnapshot {
-            commit: script.current(),
-            script,
-            table: 0,
-            row: 0,
-            ordinal: 0,
-        }))
+        Ok(Rest::Snapshot(Box::new(MemorySnapshot::of(script, finished))))
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {
@@ -114,9 +116,20 @@ impl SourceConnector for MemorySource {
 struct MemorySnapshot {
     script: Script,
     commit: Commit,
-    table: usize,
+    /// The script's tables that are read, the next one last.
+    tables: Vec<usize>,
     row: usize,
     ordinal: u64,
+}
+
+impl MemorySnapshot {
+    /// All tables of it but those that are finished.
+    fn of(script: Script, finished: &[TableId]) -> Self {
+        let schemas = script.schemas().iter().enumerate().rev();
+        let read = schemas.filter(|(_, schema)| !finished.contains(&schema.table));
+        let tables = read.map(|(table, _)| table).collect();
+        Self { commit: script.current(), script, tables, row: 0, ordinal: 0 }
+    }
 }
 
 #[async_trait]
@@ -135,16 +148,16 @@ impl Snapshot for MemorySnapshot {
 
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
         while out.bytes() < bytes {
-            let Some(schema) = self.script.schemas().get(self.table) else {
+            let Some(&table) = self.tables.last() else {
                 out.push(Event::SnapshotEnd);
                 return Ok(());
             };
-            let slot = TableSlot(self.table);
+            let (schema, slot) = (&self.script.schemas()[table], TableSlot(table));
             if self.row == 0 {
                 out.schema(slot, Arc::clone(schema));
                 out.push(Event::TableBegin(slot));
             }
-            let rows = self.script.rows(self.table);
+            let rows = self.script.rows(table);
             match rows.get(self.row) {
                 Some(row) => {
                     let values: Vec<Value<'_>> = row.iter().map(Cell::value).collect();
@@ -155,7 +168,7 @@ impl Snapshot for MemorySnapshot {
                 }
                 None => {
                     out.push(Event::TableEnd(slot));
-                    self.table += 1;
+                    self.tables.pop();
                     self.row = 0;
                 }
             }

@@ -21,6 +21,8 @@ mod pages;
 #[cfg(test)]
 mod pairs;
 #[cfg(test)]
+mod rest;
+#[cfg(test)]
 mod resync;
 #[cfg(test)]
 mod schemas;

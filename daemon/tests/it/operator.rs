@@ -60,7 +60,7 @@ fn keys(object: &Json) -> Vec<&str> {
 }
 
 /// What the admin listener answers: code and body.
-fn get(tailwater: &Tailwater, path: &str) -> Result<(u16, String)> {
+pub(crate) fn get(tailwater: &Tailwater, path: &str) -> Result<(u16, String)> {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     let response = agent.get(format!("http://{}{path}", tailwater.admin())).call()?;
     let code = response.status().as_u16();
@@ -68,7 +68,7 @@ fn get(tailwater: &Tailwater, path: &str) -> Result<(u16, String)> {
 }
 
 /// The value of a series, whose name is all of `series`, in a page of metrics.
-fn metric(page: &str, series: &str) -> Option<f64> {
+pub(crate) fn metric(page: &str, series: &str) -> Option<f64> {
     let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
     lines.filter(|(name, _)| *name == series).find_map(|(_, value)| value.parse().ok())
 }

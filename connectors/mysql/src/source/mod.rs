@@ -26,9 +26,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 use tailwater_capture::{
-    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream, TableReader,
+    Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
+    TableReader,
 };
-use tailwater_change::{Commit, Problem, TableSchema};
+use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
 use self::filter::Filter;
 pub(crate) use self::session::Session;
@@ -113,6 +114,21 @@ impl SourceConnector for MysqlSource {
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
         Ok(Box::new(snapshot::take(self).await?))
+    }
+
+    async fn snapshot_rest(
+        &self,
+        resume: &Resume,
+        finished: &[TableId],
+    ) -> Result<Rest, SourceError> {
+        let then = state::State::read(&resume.state)?;
+        let mut session = Session::open(&self.endpoint).await?;
+        stream::locate(&mut session, &then, resume).await?;
+        let mut rest = snapshot::take(self).await?;
+        Ok(match rest.complete(&then, finished) {
+            Ok(()) => Rest::Snapshot(Box::new(rest)),
+            Err(why) => Rest::Void(why),
+        })
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {

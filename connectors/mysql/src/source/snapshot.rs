@@ -6,6 +6,8 @@
 //! where that privilege is missing by `LOCK TABLES … READ` on the captured tables (which waits for
 //! the transactions that have written to them, so that none of theirs is in the binlog but not yet
 //! visible).
+//!
+//! What a snapshot that broke off lacks is read by a second one of the same kind.
 
 use std::sync::Arc;
 
@@ -14,7 +16,7 @@ use mysql_async::prelude::Queryable;
 use tailwater_capture::{
     Changes, Event, ServerIdentity, Snapshot, SourceError, SourceState, TableSlot,
 };
-use tailwater_change::{Commit, Operation, Ordinal, Problem, TableSchema, Value};
+use tailwater_change::{Commit, Operation, Ordinal, Problem, TableId, TableSchema, Value};
 
 use super::file::BinlogName;
 use super::session::{End, Session, no_binlog};
@@ -47,6 +49,8 @@ pub(crate) struct TableSnapshot {
     wire: Wire,
     state: State,
     commit: Commit,
+    /// The tables to read.
+    tables: Vec<Arc<TableSchema>>,
     /// Index of the table that is read or comes next.
     table: usize,
     reading: Option<Vec<TextColumn>>,
@@ -83,6 +87,7 @@ pub(crate) async fn take(source: &MysqlSource) -> Result<TableSnapshot, SourceEr
     Ok(TableSnapshot {
         wire,
         commit: Commit::binlog(end.file.number(), before),
+        tables: schemas.clone(),
         state: State {
             server,
             base: end.file.base().to_owned(),
@@ -189,7 +194,7 @@ impl Snapshot for TableSnapshot {
 
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
         while out.bytes() < bytes && !self.ended {
-            let Some(schema) = self.state.schemas.get(self.table).map(Arc::clone) else {
+            let Some(schema) = self.tables.get(self.table).map(Arc::clone) else {
                 out.push(Event::SnapshotEnd);
                 self.ended = true;
                 return Ok(());
@@ -213,6 +218,26 @@ impl Snapshot for TableSnapshot {
 }
 
 impl TableSnapshot {
+    /// Leaves out tables that have been read, by a snapshot whose stream knows `then`. Otherwise,
+    /// why the two do not go together.
+    pub(crate) fn complete(&mut self, then: &State, finished: &[TableId]) -> Result<(), String> {
+        let now = &self.state.schemas;
+        for table in now {
+            let known = then.schemas.iter().find(|known| known.table == table.table);
+            let Some(known) = known else { return Err(format!("{} was added", table.table)) };
+            if known.columns != table.columns || known.identity != table.identity {
+                return Err(format!("the definition of {} changed", table.table));
+            }
+        }
+        let gone = |known: &&Arc<TableSchema>| !now.iter().any(|now| now.table == known.table);
+        if let Some(known) = then.schemas.iter().find(gone) {
+            return Err(format!("{} is no longer captured", known.table));
+        }
+        self.state.files.clone_from(&then.files);
+        self.tables.retain(|table| !finished.contains(&table.table));
+        Ok(())
+    }
+
     async fn begin(&mut self, schema: &TableSchema) -> Result<Vec<TextColumn>, SourceError> {
         let columns = schema.columns.iter().filter(|column| column.flows());
         let columns: Option<Vec<TextColumn>> = columns

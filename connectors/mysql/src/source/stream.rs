@@ -115,7 +115,7 @@ pub(crate) async fn open(
 }
 
 /// The position of an event at or before the first one that is to be delivered.
-async fn locate(
+pub(super) async fn locate(
     session: &mut Session,
     state: &State,
     resume: &Resume,

@@ -272,7 +272,7 @@ impl Target for Session {
     }
 
     async fn follows(&mut self, schema: &TableSchema, to: &TableId) -> Result<(), TargetError> {
-        if !schema.hides_cascades || !schema.foreign_keys.iter().any(table::changes_rows) {
+        if !schema.changes_unlogged() {
             return Ok(());
         }
         let found = crate::catalog::table(&mut self.conn, self.server, to).await;

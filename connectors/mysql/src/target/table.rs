@@ -2,8 +2,8 @@
 
 use tailwater_apply::{TargetError, TargetTable};
 use tailwater_change::{
-    Column, Dialect, Generated, Identity, Kind, Problem, ReferentialAction, TableId, TableSchema,
-    Value,
+    Column, Dialect, ForeignKey, Generated, Identity, Kind, Problem, ReferentialAction, TableId,
+    TableSchema, Value,
 };
 
 use super::collation::{self, equal_is_same_bytes};
@@ -95,7 +95,8 @@ impl Shape {
             .filter(|at| fields[*at].ty.has_charset() && !is_bytes(schema, catalog, &fields[*at]))
             .collect();
         let cascades = schema.hides_cascades
-            && (around.cascades_from_here || catalog.foreign_keys.iter().any(changes_rows));
+            && (around.cascades_from_here
+                || catalog.foreign_keys.iter().any(ForeignKey::changes_rows));
         let target = TargetTable {
             name: catalog.table.clone(),
             identity_is_bytes: !key.is_empty()
@@ -459,16 +460,6 @@ fn is_bytes(schema: &TableSchema, catalog: &CatalogTable, field: &Field) -> bool
     }
 }
 
-/// Whether the foreign key changes rows here when the row it points to changes.
-pub(super) fn changes_rows(key: &tailwater_change::ForeignKey) -> bool {
-    [key.on_delete, key.on_update].into_iter().any(|action| match action {
-        ReferentialAction::Cascade | ReferentialAction::SetNull | ReferentialAction::SetDefault => {
-            true
-        }
-        ReferentialAction::NoAction | ReferentialAction::Restrict => false,
-    })
-}
-
 /// Whether two actions do the same. InnoDB refuses under NO ACTION as it does under RESTRICT, and
 /// MariaDB calls a key that was made with one by the name of the other.
 fn same_effect(one: ReferentialAction, other: ReferentialAction) -> bool {
@@ -488,7 +479,7 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
     if !schema.hides_cascades {
         return Vec::new();
     }
-    let has = |wanted: &tailwater_change::ForeignKey| {
+    let has = |wanted: &ForeignKey| {
         catalog.foreign_keys.iter().any(|key| {
             same_names(&key.columns, &wanted.columns)
                 && same_names(&key.referenced_columns, &wanted.referenced_columns)
@@ -499,7 +490,7 @@ pub(super) fn missing_cascades(schema: &TableSchema, catalog: &CatalogTable) -> 
     schema
         .foreign_keys
         .iter()
-        .filter(|key| changes_rows(key) && !has(key))
+        .filter(|key| key.changes_rows() && !has(key))
         .map(|key| {
             Problem::new(
                 format!(

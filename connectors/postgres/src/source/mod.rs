@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    LockSession, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
+    LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
     Stream, TableReader,
 };
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
@@ -37,8 +37,8 @@ use crate::source::decoder::Decoder;
 pub(crate) use crate::source::decoder::bad_column;
 use crate::source::patterns::Patterns;
 use crate::source::slot::{
-    SlotStatus, create_slot, drop_slot, ensure_publication, foreign, identify, publication,
-    slot_name, slot_status, switch_point,
+    Kept, SlotStatus, create_slot, drop_slot, ensure_publication, foreign, has_free_slot, identify,
+    publication, slot_name, slot_status, switch_point,
 };
 use crate::source::snapshot::PostgresSnapshot;
 use crate::source::state::{KnownTable, State, System, schema_changed};
@@ -134,7 +134,7 @@ impl PostgresSource {
         drop_slot(&self.config.server, &session, slot).await?;
         ensure_publication(&self.config.server, &session, slot, &tables).await?;
         let (mut connection, system) = self.replication().await?;
-        let made = create_slot(&mut connection, &session, slot, false).await?;
+        let made = create_slot(&mut connection, &session, slot, Kept::Streaming).await?;
         let state = State {
             system,
             slot: slot.clone(),
@@ -146,13 +146,9 @@ impl PostgresSource {
 
     async fn stream_after(&self, resume: &Resume) -> Result<PostgresStream, SourceError> {
         let mut state = State::from_source_state(&resume.state)?;
-        let position = resume.after.position();
-        let from = if resume.again { position } else { position.saturating_add(1) };
         let session = self.session().await?;
-        let (mut connection, system) = self.replication().await?;
-        same_history(&mut connection, &state.system, &system, resume.after).await?;
-        let status = slot_status(&session, &state.slot).await?;
-        self.slot_holds(&state, status, from, resume.after)?;
+        let (connection, system) = self.still_streams(&session, &state, resume).await?;
+        let from = first_wanted(resume);
         let now = self.catalog(&session).await?;
         // What is not captured any more leaves the state, so that capturing it again is noticed.
         state.tables.retain(|known| self.config.patterns.matches(&known.schema.table));
@@ -166,6 +162,21 @@ impl PostgresSource {
         }
         state.system = system;
         self.start(connection, state, from).await
+    }
+
+    /// Whether the server's history and the slot still have what comes after `resume`: then a
+    /// connection, and who the server is now.
+    async fn still_streams(
+        &self,
+        session: &Session,
+        state: &State,
+        resume: &Resume,
+    ) -> Result<(Connection, System), SourceError> {
+        let (mut connection, system) = self.replication().await?;
+        same_history(&mut connection, &state.system, &system, resume.after).await?;
+        let status = slot_status(session, &state.slot).await?;
+        self.slot_holds(state, status, first_wanted(resume), resume.after)?;
+        Ok((connection, system))
     }
 
     async fn start(
@@ -215,6 +226,34 @@ impl PostgresSource {
             Some(_) => Ok(()),
         }
     }
+}
+
+/// The first position whose transaction a stream from `resume` delivers.
+fn first_wanted(resume: &Resume) -> u64 {
+    let position = resume.after.position();
+    if resume.again { position } else { position.saturating_add(1) }
+}
+
+/// Why a snapshot of the tables that `state` has cannot be completed with those of `now`.
+fn cannot_complete(state: &State, now: &[CatalogTable]) -> Option<String> {
+    for table in now {
+        let name = &table.schema.table;
+        let Some(known) = state.tables.iter().find(|known| known.schema.table == *name) else {
+            return Some(format!("{name} was added"));
+        };
+        let same = known.oid == table.oid
+            && known.schema.columns == table.schema.columns
+            && known.schema.identity == table.schema.identity
+            && known.types == table.types
+            && known.replica_identity == table.replica_identity
+            && known.repartitioned(table).is_none();
+        if !same {
+            return Some(format!("the definition of {name} changed"));
+        }
+    }
+    let gone = |known: &&KnownTable| !now.iter().any(|now| now.oid == known.oid);
+    let gone = state.tables.iter().find(gone);
+    gone.map(|known| format!("{} is no longer captured", known.schema.table))
 }
 
 /// Whether the publication still has every table that is still there.
@@ -372,6 +411,30 @@ impl SourceConnector for PostgresSource {
         let session = self.session().await?;
         let tables = self.accepted(&session).await?;
         Ok(Box::new(PostgresSnapshot::take(&self.config, &session, tables).await?))
+    }
+
+    async fn snapshot_rest(
+        &self,
+        resume: &Resume,
+        finished: &[TableId],
+    ) -> Result<Rest, SourceError> {
+        let state = State::from_source_state(&resume.state)?;
+        let session = self.session().await?;
+        drop(self.still_streams(&session, &state, resume).await?);
+        let now = self.accepted(&session).await?;
+        if let Some(why) = cannot_complete(&state, &now) {
+            return Ok(Rest::Void(why));
+        }
+        match still_published(&session, &state, &now).await {
+            Err(SourceError::Refused(problem)) => return Ok(Rest::Void(problem.what)),
+            published => published?,
+        }
+        if !has_free_slot(&session).await? {
+            let why = "no replication slot is free (max_replication_slots) for a second snapshot";
+            return Ok(Rest::Void(why.into()));
+        }
+        let rest = PostgresSnapshot::take_rest(&self.config, &session, now, finished).await?;
+        Ok(Rest::Snapshot(Box::new(rest)))
     }
 
     async fn stream(&self, resume: Option<&Resume>) -> Result<Box<dyn Stream>, SourceError> {

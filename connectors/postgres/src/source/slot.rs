@@ -43,12 +43,20 @@ pub(crate) fn slot_name(name: &str) -> String {
     if plain == name && full.len() <= LONGEST {
         return full;
     }
-    // FNV-1a: any fixed function of the name will do.
-    let hash = name
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let kept: String = full.chars().take(LONGEST - 9).collect();
-    format!("{kept}_{hash:08x}")
+    format!("{kept}_{:08x}", hash(name))
+}
+
+/// The name of the slot that exports the rest of a snapshot, beside the source's own: one that no
+/// source's own slot has.
+pub(crate) fn rest_slot_name(slot: &str) -> String {
+    format!("tailwaterrest_{:08x}", hash(slot))
+}
+
+/// FNV-1a: any fixed function of the name will do.
+fn hash(name: &str) -> u32 {
+    name.bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Looks at a slot.
@@ -72,6 +80,14 @@ pub(crate) async fn slot_status(
         wal_status: row.get(3),
         confirmed_flush: row.get::<_, Option<i64>>(4).and_then(|lsn| u64::try_from(lsn).ok()),
     }))
+}
+
+/// Whether the server has room for another slot.
+pub(crate) async fn has_free_slot(session: &Session) -> Result<bool, SourceError> {
+    let sql = "SELECT count(*) < pg_catalog.current_setting('max_replication_slots')::int8
+                 FROM pg_catalog.pg_replication_slots";
+    let row = session.query_one(sql, &[]).await;
+    row.map(|row| row.get(0)).map_err(|error| source_error("counting replication slots", error))
 }
 
 /// The problem of a slot of our name that belongs to another database or plugin.
@@ -110,28 +126,41 @@ pub(crate) async fn drop_slot(
     Ok(())
 }
 
+/// What a new slot is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// A stream from now on.
+    Streaming,
+    /// A snapshot and a stream after it.
+    Exporting,
+    /// A snapshot: it is gone with its connection.
+    Temporary,
+}
+
 /// Makes the slot; while the server waits for open transactions, says for which.
 pub(crate) async fn create_slot(
     replication: &mut Connection,
     session: &Session,
     slot: &str,
-    export: bool,
+    kept: Kept,
 ) -> Result<NewSlot, SourceError> {
     /// How long a busy server may take before it is worth a word.
     const PATIENCE: Duration = Duration::from_secs(5);
     let version = server_version(session).await?;
-    let snapshot = match (version >= 150_000, export) {
+    let snapshot = match (version >= 150_000, kept != Kept::Streaming) {
         (true, true) => "SNAPSHOT 'export'",
         (true, false) => "SNAPSHOT 'nothing'",
         (false, true) => "EXPORT_SNAPSHOT",
         (false, false) => "NOEXPORT_SNAPSHOT",
     };
+    let temporary = if kept == Kept::Temporary { "TEMPORARY " } else { "" };
     let options = match version {
-        170_000.. => format!("({snapshot}, FAILOVER true)"),
+        170_000.. if kept != Kept::Temporary => format!("({snapshot}, FAILOVER true)"),
         150_000.. => format!("({snapshot})"),
         _ => snapshot.to_owned(),
     };
-    let sql = format!("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {options}", quote(slot));
+    let sql =
+        format!("CREATE_REPLICATION_SLOT {} {temporary}LOGICAL pgoutput {options}", quote(slot));
     let operation = format!("creating the replication slot {slot}");
     let rows = {
         let mut creating = std::pin::pin!(replication.query(&sql));
@@ -370,6 +399,7 @@ mod tests {
         assert_ne!(slot_name("Shop"), slot_name("shop"));
         let long = slot_name(&"x".repeat(80));
         assert!(long.len() <= 63 && long != slot_name(&"x".repeat(81)));
+        assert_ne!(rest_slot_name("tailwater_shop"), rest_slot_name("tailwater_shop2"));
     }
 
     #[test]

@@ -6,27 +6,29 @@
 //!
 //! What committed below the slot's consistent point is in the snapshot, what committed from there
 //! on is in the stream, nothing is in both. The reader streams: it holds one read buffer, whatever
-//! the size of a table. If reading fails, the slot is dropped: it would hold back the server's WAL
-//! for a snapshot that nobody has.
+//! the size of a table. If reading fails, the slot stays: what was read to its end can be completed
+//! by a second snapshot of the other tables, which a temporary slot exports. That one is gone as
+//! soon as its snapshot is imported.
 
 use async_trait::async_trait;
 use tailwater_capture::{
     Changes, Event, ServerIdentity, Snapshot, SourceError, SourceState, TableSlot,
 };
-use tailwater_change::{Commit, Ordinal, Problem};
+use tailwater_change::{Commit, Ordinal, Problem, TableId};
 
 use crate::catalog::{CatalogTable, read_tables};
 use crate::connect::{Session, literal, quote_table, source_error};
 use crate::source::copy::CopyDecoder;
-use crate::source::slot::{create_slot, drop_slot, ensure_publication, identify};
-use crate::source::state::{KnownTable, State};
+use crate::source::slot::{
+    Kept, NewSlot, create_slot, drop_slot, ensure_publication, identify, rest_slot_name,
+};
+use crate::source::state::{KnownTable, State, System};
 use crate::source::wire::{Connection, Mode, frame, server_error, unexpected};
 use crate::source::{APPLICATION, Config};
 
 /// A snapshot being read.
 #[derive(Debug)]
 pub(crate) struct PostgresSnapshot {
-    config: Config,
     reader: Connection,
     state: State,
     source_state: SourceState,
@@ -53,35 +55,62 @@ impl PostgresSnapshot {
         let mut replication =
             Connection::open(&config.server, APPLICATION, Mode::Replication).await?;
         let system = identify(&mut replication).await?;
-        let slot = create_slot(&mut replication, session, name, true).await?;
-        let Some(snapshot) = slot.snapshot.as_deref() else {
-            return Err(SourceError::Protocol {
-                operation: "creating the replication slot".into(),
-                detail: "no snapshot".into(),
-            });
-        };
-        let opened = open_reader(config, snapshot, &tables).await;
+        let slot = create_slot(&mut replication, session, name, Kept::Exporting).await?;
+        let opened = open_reader(config, &slot, &tables, &[]).await;
         // Imported: its own connection may go, and with it the lock on the slot.
         drop(replication);
-        let (reader, tables) = match opened {
-            Ok(opened) => opened,
-            Err(error) => return Err(give_up(config, error).await),
-        };
+        match opened {
+            Ok((reader, tables)) => Self::new(config, system, &slot, reader, tables, &[]),
+            Err(error) => Err(give_up(config, error).await),
+        }
+    }
+
+    /// Opens a reader of the tables that are not `finished`, at a point of now. The source's own
+    /// slot stays as it is.
+    ///
+    /// # Errors
+    /// As the variants say.
+    pub(crate) async fn take_rest(
+        config: &Config,
+        session: &Session,
+        tables: Vec<CatalogTable>,
+        finished: &[TableId],
+    ) -> Result<Self, SourceError> {
+        let name = rest_slot_name(&config.slot);
+        let mut replication =
+            Connection::open(&config.server, APPLICATION, Mode::Replication).await?;
+        let system = identify(&mut replication).await?;
+        let slot = create_slot(&mut replication, session, &name, Kept::Temporary).await?;
+        let (reader, tables) = open_reader(config, &slot, &tables, finished).await?;
+        drop(replication);
+        Self::new(config, system, &slot, reader, tables, finished)
+    }
+
+    fn new(
+        config: &Config,
+        system: System,
+        slot: &NewSlot,
+        reader: Connection,
+        tables: Vec<CatalogTable>,
+        finished: &[TableId],
+    ) -> Result<Self, SourceError> {
         let partitioned: Vec<bool> = tables.iter().map(|table| table.partitioned).collect();
         let state = State {
             system,
-            slot: name.clone(),
-            publication: name.clone(),
+            slot: config.slot.clone(),
+            publication: config.slot.clone(),
             tables: tables.into_iter().map(KnownTable::from).collect(),
         };
-        let decoders = state.tables.iter().enumerate();
-        let decoders = decoders.map(|(index, table)| CopyDecoder::new(TableSlot(index), table));
+        let tables = state.tables.iter().enumerate().zip(partitioned);
+        let read = tables.filter(|((_, table), _)| !finished.contains(&table.schema.table));
+        let read = read.map(|((index, table), partitioned)| {
+            (CopyDecoder::new(TableSlot(index), table), partitioned)
+        });
         Ok(Self {
-            config: config.clone(),
             reader,
             source_state: state.to_source_state()?,
             commit: Commit::lsn(slot.consistent_point.saturating_sub(1)),
-            tables: decoders.zip(partitioned).collect(),
+            tables: read.collect(),
             state,
             at: 0,
             copying: false,
@@ -150,22 +179,30 @@ impl PostgresSnapshot {
     }
 }
 
-/// Opens a session in the exported snapshot, with the tables as they are in it. Their locks keep
-/// DDL away until they have been read: a rewritten table would look empty.
+/// Opens a session in the slot's exported snapshot, with the tables as they are in it. Locks on
+/// those that are not `finished` keep DDL away until they have been read: a rewritten table would
+/// look empty.
 async fn open_reader(
     config: &Config,
-    snapshot: &str,
+    slot: &NewSlot,
     published: &[CatalogTable],
+    finished: &[TableId],
 ) -> Result<(Connection, Vec<CatalogTable>), SourceError> {
+    let Some(snapshot) = slot.snapshot.as_deref() else {
+        return Err(SourceError::Protocol {
+            operation: "creating the replication slot".into(),
+            detail: "no snapshot".into(),
+        });
+    };
     let mut reader = Connection::open(&config.server, APPLICATION, Mode::Sql).await?;
     let import = [
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned(),
         format!("SET TRANSACTION SNAPSHOT {}", literal(snapshot)),
     ];
-    let names: Vec<String> =
-        published.iter().map(|table| quote_table(&table.schema.table)).collect();
+    let read = published.iter().filter(|table| !finished.contains(&table.schema.table));
+    let names: Vec<String> = read.map(|table| quote_table(&table.schema.table)).collect();
     let lock = format!("LOCK TABLE {} IN ACCESS SHARE MODE", names.join(", "));
-    for sql in import.iter().chain(std::iter::once(&lock)) {
+    for sql in import.iter().chain((!names.is_empty()).then_some(&lock)) {
         let ran = reader.query(sql).await;
         ran.map_err(|error| error.into_source_error("importing the snapshot"))?;
     }
@@ -197,7 +234,7 @@ fn same_table(now: &CatalogTable, then: &CatalogTable) -> bool {
         && now.refused == then.refused
 }
 
-/// Drops the slot of a snapshot that failed with `error`.
+/// Drops the slot of a snapshot that could not begin: `error` says why.
 async fn give_up(config: &Config, error: SourceError) -> SourceError {
     let dropped = async {
         let session = config.server.connect(APPLICATION).await?;
@@ -228,9 +265,6 @@ impl Snapshot for PostgresSnapshot {
     }
 
     async fn next(&mut self, out: &mut Changes, bytes: usize) -> Result<(), SourceError> {
-        match self.read(out, bytes).await {
-            Ok(()) => Ok(()),
-            Err(error) => Err(give_up(&self.config, error).await),
-        }
+        self.read(out, bytes).await
     }
 }

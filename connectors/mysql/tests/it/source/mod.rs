@@ -9,6 +9,7 @@
 mod charsets;
 mod encryption;
 mod faults;
+mod rest;
 mod support;
 mod transactions;
 mod types;

@@ -4,6 +4,7 @@ mod check;
 mod encryption;
 mod position;
 mod reader;
+mod rest;
 mod rows;
 mod schema;
 mod snapshot;
