@@ -9,7 +9,8 @@ use crate::{setup, shell};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// The long tests too: ten million rows, a row of 200 MB, many more crashes.
+    /// The long tests too: ten million rows, a row of 200 MB, many more crashes. Takes hours, and
+    /// 40 GB in the folder of temporary files.
     #[arg(long)]
     all: bool,
     /// Only name what is missing on this machine, install nothing.
