@@ -212,7 +212,7 @@ impl<'a> Session<'a> {
     ) -> Result<Why, Error> {
         self.idle.wanted = tell_first_position;
         let ended = self.follow(stream, epoch, shutdown).await?;
-        Ok(ended.expect("a stream without a limit does not reach it"))
+        ended.ok_or(Error::Contract("the limit of a stream that has none"))
     }
 
     /// Streams until told otherwise, or to the limit.
