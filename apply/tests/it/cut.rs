@@ -262,6 +262,17 @@ async fn a_failure_at_any_call_loses_and_repeats_nothing() {
     }
 }
 
+/// What the stream brings behind the snapshot completes it.
+async fn completed(mut history: History, what: &str) {
+    history.insert(T, 64, 200);
+    history.insert(U, 72, 300);
+    let rig = rig();
+    rig.log.append(history.batches());
+    let running = rig.start();
+    running.applied(end_of(72)).await;
+    is_whole(&rig, what);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_rest_may_be_cut_as_well() {
     let mut history = History::cut_off();
@@ -272,13 +283,7 @@ async fn a_rest_may_be_cut_as_well() {
     history.rest(48);
     history.table(U, 48, 0..4);
     history.end(48);
-    history.insert(T, 64, 200);
-    history.insert(U, 72, 300);
-    let rig = rig();
-    rig.log.append(history.batches());
-    let running = rig.start();
-    running.applied(end_of(72)).await;
-    is_whole(&rig, "cut twice");
+    completed(history, "cut twice").await;
 }
 
 /// Where nothing has happened on the source, the same snapshot goes on: its rows are numbered on.
@@ -294,13 +299,7 @@ async fn a_table_may_begin_again_in_the_same_snapshot() {
     history.end(16);
     history.insert(T, 32, 100);
     history.row(T, Operation::Delete, place(36, 0), 3, true);
-    history.insert(T, 64, 200);
-    history.insert(U, 72, 300);
-    let rig = rig();
-    rig.log.append(history.batches());
-    let running = rig.start();
-    running.applied(end_of(72)).await;
-    is_whole(&rig, "numbered on");
+    completed(history, "numbered on").await;
 }
 
 #[tokio::test(start_paused = true)]

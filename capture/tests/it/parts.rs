@@ -10,13 +10,14 @@ use tailwater_capture::{
     SourceState, Stream, TableReader, TableSlot,
 };
 use tailwater_change::{
-    Commit, Control, Envelope, Epoch, ForeignKey, Frame, Operation, Ordinal, Place, Problem,
+    Commit, Control, Envelope, Epoch, ForeignKey, Operation, Ordinal, Place, Problem,
     ReferentialAction, RowReader, TableId, TableSchema, Value, is_control_schema, parse_schema,
 };
-use tailwater_kafka::{Client, Limits, OffsetAt, PartitionId, ReaderConfig, TopicPartition};
+use tailwater_kafka::Client;
 use tailwater_registry::Registry;
 use tokio::sync::Notify;
 
+use crate::reading::records;
 use crate::script::schema;
 
 /// Rows of a table: ids.
@@ -412,33 +413,20 @@ pub(crate) struct Copy {
 
 /// Reads it as a consumer should; anything that no consumer could make sense of is a panic.
 pub(crate) async fn copy(client: &Client, registry: &Registry) -> Copy {
-    let (topic, partition) = ("shop", PartitionId::new(0));
-    let end = client.list_offsets(topic, partition, OffsetAt::Latest).await.unwrap();
-    let from = client.list_offsets(topic, partition, OffsetAt::Earliest).await.unwrap();
-    let mut reader = client.reader(ReaderConfig::new(TopicPartition::new(topic, partition), from));
     let mut copy = Copy::default();
-    while reader.position() < end {
-        for batch in reader.next().await.unwrap() {
-            let id = u64::try_from(batch.producer_id().get()).unwrap();
-            let epoch = u64::try_from(batch.producer_epoch().get()).unwrap();
-            for record in batch.records(Limits::default()).unwrap() {
-                let value = record.unwrap().value.unwrap();
-                let frame = Frame::parse(&value).unwrap();
-                let text = registry.schema(frame.schema).await.unwrap();
-                if is_control_schema(&text) {
-                    let control = Control::decode(frame.message).unwrap();
-                    let table = match &control {
-                        Control::TableBegin { schema, .. } | Control::TableEnd { schema, .. } => {
-                            let text = registry.schema(*schema).await.unwrap();
-                            parse_schema(&text).unwrap().table.name
-                        }
-                        _ => String::new(),
-                    };
-                    copy.control(&control, table, (id, epoch));
-                } else if copy.writer == Some((id, epoch)) {
-                    copy.row(&parse_schema(&text).unwrap(), frame.message);
+    for record in records(client, registry, "shop").await {
+        if is_control_schema(&record.text) {
+            let control = Control::decode(record.message()).unwrap();
+            let table = match &control {
+                Control::TableBegin { schema, .. } | Control::TableEnd { schema, .. } => {
+                    let text = registry.schema(*schema).await.unwrap();
+                    parse_schema(&text).unwrap().table.name
                 }
-            }
+                _ => String::new(),
+            };
+            copy.control(&control, table, record.writer);
+        } else if copy.writer == Some(record.writer) {
+            copy.row(&parse_schema(&record.text).unwrap(), record.message());
         }
     }
     assert!(copy.open.is_empty(), "{copy:?}");

@@ -1,7 +1,9 @@
 //! Reads a source's topic as a consumer should: superseded writers, voided and repeated rows out.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use tailwater_change::{
     ChunkJoiner, Control, Envelope, Frame, Operation, Place, RowReader, Value, is_control_schema,
 };
@@ -35,40 +37,62 @@ struct Reading {
     commit: u64,
 }
 
-pub(crate) async fn read(client: &Client, registry: &Registry, topic: &str) -> Read {
+/// A record of a topic: who wrote it, the text of its schema, and its message.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) writer: (u64, u64),
+    pub(crate) text: Arc<str>,
+    value: Bytes,
+}
+
+impl Found {
+    pub(crate) fn message(&self) -> &[u8] {
+        Frame::parse(&self.value).unwrap().message
+    }
+}
+
+/// Every record of `topic`, in order.
+pub(crate) async fn records(client: &Client, registry: &Registry, topic: &str) -> Vec<Found> {
     let partition = PartitionId::new(0);
     let end = client.list_offsets(topic, partition, OffsetAt::Latest).await.unwrap();
     let from = client.list_offsets(topic, partition, OffsetAt::Earliest).await.unwrap();
-    let config = ReaderConfig::new(TopicPartition::new(topic, partition), from);
-    let mut reader = client.reader(config);
-    let mut reading = Reading::default();
-    let mut joiner = ChunkJoiner::new(1 << 30);
+    let mut reader = client.reader(ReaderConfig::new(TopicPartition::new(topic, partition), from));
+    let mut found = Vec::new();
     while reader.position() < end {
         for batch in reader.next().await.unwrap() {
             let id = u64::try_from(batch.producer_id().get()).unwrap();
             let epoch = u64::try_from(batch.producer_epoch().get()).unwrap();
             for record in batch.records(Limits::default()).unwrap() {
                 let value = record.unwrap().value.unwrap();
-                let frame = Frame::parse(&value).unwrap();
-                let text = registry.schema(frame.schema).await.unwrap();
-                if !is_control_schema(&text) {
-                    joiner.reset();
-                    if reading.writer == Some((id, epoch)) {
-                        reading.row(frame.message);
-                    }
-                    continue;
-                }
-                let control = Control::decode(frame.message).unwrap();
-                if let Control::Chunk { attempt, index, last, data } = control {
-                    if let Some(whole) = joiner.push(attempt, index, last, data).unwrap() {
-                        reading.row(Frame::parse(&whole).unwrap().message);
-                    }
-                    continue;
-                }
-                joiner.reset();
-                reading.control(&control, (id, epoch));
+                let schema = Frame::parse(&value).unwrap().schema;
+                let text = registry.schema(schema).await.unwrap();
+                found.push(Found { writer: (id, epoch), text, value });
             }
         }
+    }
+    found
+}
+
+pub(crate) async fn read(client: &Client, registry: &Registry, topic: &str) -> Read {
+    let mut reading = Reading::default();
+    let mut joiner = ChunkJoiner::new(1 << 30);
+    for record in records(client, registry, topic).await {
+        if !is_control_schema(&record.text) {
+            joiner.reset();
+            if reading.writer == Some(record.writer) {
+                reading.row(record.message());
+            }
+            continue;
+        }
+        let control = Control::decode(record.message()).unwrap();
+        if let Control::Chunk { attempt, index, last, data } = control {
+            if let Some(whole) = joiner.push(attempt, index, last, data).unwrap() {
+                reading.row(Frame::parse(&whole).unwrap().message);
+            }
+            continue;
+        }
+        joiner.reset();
+        reading.control(&control, record.writer);
     }
     reading.read
 }

@@ -112,13 +112,19 @@ async fn nothing_is_missing_or_twice_between_the_two_parts_and_the_stream() {
     }
 }
 
-#[tokio::test]
-async fn nothing_but_time_passes_and_the_stream_gets_there() {
+/// An empty table `a` and a table `b` that takes more than one read.
+fn two_tables() -> Database {
     let database = Database::new(flavors()[0]);
     database.sql(
         "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
          INSERT INTO b SELECT g FROM generate_series(1, 2000) g;",
     );
+    database
+}
+
+#[tokio::test]
+async fn nothing_but_time_passes_and_the_stream_gets_there() {
+    let database = two_tables();
     let source = database.source();
     let (_, resume) = broken_off(&*source).await;
     let Rest::Snapshot(second) = rest(&*source, &resume).await.unwrap() else { panic!("goes on") };
@@ -137,11 +143,7 @@ async fn what_changed_meanwhile_is_named() {
         ("CREATE TABLE c (id int PRIMARY KEY)", "public.c was added"),
         ("DROP TABLE a", "public.a is no longer captured"),
     ] {
-        let database = Database::new(flavors()[0]);
-        database.sql(
-            "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
-             INSERT INTO b SELECT g FROM generate_series(1, 2000) g;",
-        );
+        let database = two_tables();
         let source = database.source();
         let (_, resume) = broken_off(&*source).await;
         database.sql(change);
@@ -157,11 +159,7 @@ async fn what_changed_meanwhile_is_named() {
 
 #[tokio::test]
 async fn a_slot_that_is_gone_is_a_lost_position() {
-    let database = Database::new(flavors()[0]);
-    database.sql(
-        "CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY);
-         INSERT INTO b SELECT g FROM generate_series(1, 2000) g;",
-    );
+    let database = two_tables();
     let source = database.source();
     let (_, resume) = broken_off(&*source).await;
     source.release().await.unwrap();
