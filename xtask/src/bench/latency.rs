@@ -181,8 +181,9 @@ fn pairs(text: &str) -> Result<HashMap<u64, i64>> {
 
 /// Transaction id and microsecond of the day of every commit in the target's WAL.
 fn target_commits(target: &Server) -> Result<HashMap<i64, i64>> {
-    // A subscription's commits are flushed a little later than they are seen.
-    target.sql("", "CHECKPOINT;")?;
+    // A subscription's commits are flushed a little later than they are seen, and no later than one
+    // behind them that waits for its flush. A checkpoint would do so too, and remove what is to be read.
+    target.sql("native", "CREATE TABLE flushed (); DROP TABLE flushed;")?;
     let wal = target.folder().join("data/pg_wal");
     let mut segments: Vec<_> = fs::read_dir(&wal)?
         .flatten()
@@ -190,14 +191,16 @@ fn target_commits(target: &Server) -> Result<HashMap<i64, i64>> {
         .map(|entry| entry.file_name())
         .collect();
     segments.sort();
-    // Recycled segments have later names and old content: the dump ends at the first of them.
-    let first = segments.first().context("the target has no WAL")?;
+    // Given the first alone, it reads no other. Recycled segments have later names and old content:
+    // the dump ends at the first of them.
+    let ends = segments.first().zip(segments.last());
+    let (first, last) = ends.context("the target has no WAL")?;
     let program = shell::find("pg_waldump")
         .unwrap_or_else(|| PathBuf::from("/usr/lib/postgresql/15/bin/pg_waldump"));
     let output = Command::new(program)
         .args(["--rmgr=Transaction", "--path"])
         .arg(&wal)
-        .arg(first)
+        .args([first, last])
         .env("TZ", "UTC")
         .stdin(Stdio::null())
         .output()
