@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, SnapshotMode};
 use crate::error::{Error, log};
 use crate::rest::BrokenOff;
-use crate::session::{Session, Why};
+use crate::session::{Session, Why, unless_told};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
 use crate::status::{CaptureHandle, CaptureState, CaptureStatus, ResyncOrder, Resyncs};
 use crate::tail::Tail;
@@ -303,7 +303,9 @@ impl Capture {
         if let Some(order) = order {
             self.handle.resync_begun(order);
         }
-        let mut snapshot = match self.unless_told(shutdown, self.connector.snapshot()).await {
+        // Taking it can wait for transactions of others.
+        let taking = self.connector.snapshot();
+        let mut snapshot = match unless_told(&self.handle, shutdown, taking).await {
             Ok(snapshot) => snapshot?,
             Err(why) => return Ok(why),
         };
@@ -317,22 +319,6 @@ impl Capture {
             return Ok(why);
         }
         self.loaded(session, taken, snapshot, epoch, shutdown).await
-    }
-
-    /// What `taking` gives, which can wait for transactions of others: not through a pause.
-    pub(crate) async fn unless_told<T>(
-        &self,
-        shutdown: &CancellationToken,
-        taking: impl Future<Output = T>,
-    ) -> Result<T, Why> {
-        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => Err(Why::Shutdown),
-            Ok(_paused) = paused.wait_for(|paused| *paused) => Err(Why::Paused),
-            Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Err(Why::Resync),
-            taken = taking => Ok(taken),
-        }
     }
 
     /// A session with the taken-over writer, and what remains of the take-over.

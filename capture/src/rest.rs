@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::{Capture, Position, confirmable, held, still_the_same};
 use crate::error::Error;
-use crate::session::Why;
+use crate::session::{Why, unless_told};
 use crate::state::{Phase, State};
 use crate::status::CaptureState;
 use crate::tail::Tail;
@@ -97,7 +97,7 @@ impl Capture {
         self.handle.kept(broken.finished.len());
         self.handle.writes(broken.epoch);
         let taking = self.connector.snapshot_rest(&broken.resume, &broken.finished);
-        let rest = match self.unless_told(shutdown, taking).await {
+        let rest = match unless_told(&self.handle, shutdown, taking).await {
             Ok(rest) => rest,
             Err(why) => return Ok(why),
         };

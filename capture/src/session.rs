@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tailwater_change::{Commit, Disposition, Epoch, Place, TableId};
+use tailwater_change::{Commit, Disposition, Epoch, Place};
 use tailwater_kafka::{Acknowledged, PartitionId, TopicPartition};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -61,8 +61,6 @@ pub(crate) struct Session<'a> {
 struct Saved {
     to: TopicPartition,
     state: State,
-    /// Tables that were finished when it was taken over.
-    before: Vec<TableId>,
     at: Instant,
 }
 
@@ -104,8 +102,8 @@ impl<'a> Session<'a> {
     /// The state that the take-over wrote: renewed now and then while streaming.
     pub(crate) fn keep(&mut self, state: State) {
         let to = TopicPartition::new(self.config.state_topic(), PartitionId::new(0));
-        let before = state.finished.clone();
-        self.saved = Some(Saved { to, state, before, at: Instant::now() });
+        self.writer.keep(state.finished.clone());
+        self.saved = Some(Saved { to, state, at: Instant::now() });
     }
 
     /// The log holds everything up to and including `through`: what the source is told until there
@@ -141,17 +139,12 @@ impl<'a> Session<'a> {
         snapshot: &mut dyn Snapshot,
         shutdown: &CancellationToken,
     ) -> Result<Option<Why>, Error> {
-        let (mut paused, mut resyncs) = (self.handle.paused(), self.handle.resyncs());
         loop {
             self.writer.producer().ready().await.map_err(log("append"))?;
-            tokio::select! {
-                biased;
-                () = shutdown.cancelled() => return Ok(Some(Why::Shutdown)),
-                Ok(_paused) = paused.wait_for(|paused| *paused) => return Ok(Some(Why::Paused)),
-                Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => {
-                    return Ok(Some(Why::Resync));
-                }
-                read = snapshot.next(&mut self.changes, self.config.decode_bytes) => read?,
+            let next = snapshot.next(&mut self.changes, self.config.decode_bytes);
+            match unless_told(self.handle, shutdown, next).await {
+                Ok(read) => read?,
+                Err(why) => return Ok(Some(why)),
             }
             let written = self.writer.write(&self.changes).await?;
             self.changes.clear();
@@ -171,13 +164,12 @@ impl<'a> Session<'a> {
         let (Some(saved), Some(place)) = (&mut self.saved, self.writer.snapshot_place()) else {
             return Ok(());
         };
-        let known = saved.before.len();
         let soon = saved.state.is_large() && saved.at.elapsed() < TICK;
-        if saved.state.finished.len() == known + self.writer.finished().len() || soon {
+        if saved.state.finished.len() == self.writer.finished().len() || soon {
             return Ok(());
         }
         self.writer.producer().drain().await.map_err(log("append"))?;
-        saved.state.finished = [&saved.before, self.writer.finished()].concat();
+        saved.state.finished = self.writer.finished().to_vec();
         (saved.state.place, saved.state.inside) = (place, true);
         saved.at = Instant::now();
         self.writer.state(&saved.to, &saved.state)?;
@@ -390,6 +382,22 @@ impl<'a> Session<'a> {
         let rows = self.writer.rows();
         self.handle.add_rows(rows - self.rows_reported);
         self.rows_reported = rows;
+    }
+}
+
+/// What `waiting` gives, unless it is told first that this ends: snapshots wait for long.
+pub(crate) async fn unless_told<T>(
+    handle: &CaptureHandle,
+    shutdown: &CancellationToken,
+    waiting: impl Future<Output = T>,
+) -> Result<T, Why> {
+    let (mut paused, mut resyncs) = (handle.paused(), handle.resyncs());
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => Err(Why::Shutdown),
+        Ok(_paused) = paused.wait_for(|paused| *paused) => Err(Why::Paused),
+        Ok(_pending) = resyncs.wait_for(Resyncs::is_pending) => Err(Why::Resync),
+        done = waiting => Ok(done),
     }
 }
 

@@ -166,6 +166,11 @@ impl Writer {
         self.limit.is_some()
     }
 
+    /// These tables were finished by whoever wrote before.
+    pub(crate) fn keep(&mut self, finished: Vec<TableId>) {
+        self.finished = finished;
+    }
+
     /// Tables whose end has been appended and that stay if the snapshot breaks off.
     pub(crate) fn finished(&self) -> &[TableId] {
         &self.finished
