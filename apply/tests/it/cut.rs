@@ -180,11 +180,6 @@ fn is_whole(rig: &Rig, what: &str) {
     assert_eq!(u.foreign_keys, ["u_t"], "{what}");
 }
 
-/// Lets everybody do all there is to do: time stands still until then.
-async fn quiet() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_cut_keeps_what_is_complete_and_empties_the_rest() {
     let rig = rig();
@@ -199,7 +194,7 @@ async fn a_cut_keeps_what_is_complete_and_empties_the_rest() {
     running.stop().await;
     // Also not by a restart.
     let running = rig.start();
-    quiet().await;
+    running.until(|status| status.caught_up).await;
     assert_eq!(running.handle.status().state, State::Snapshot);
     assert_eq!((unique(&rig, "t"), unique(&rig, "u")), (0, 0));
 }
@@ -220,8 +215,9 @@ async fn apply_may_be_restarted_behind_any_record() {
     for (at, killed) in (0..=batches.len()).flat_map(|at| [(at, false), (at, true)]) {
         let rig = rig();
         rig.log.append(batches[..at].to_vec());
+        let drained = rig.log.drained();
         let running = rig.start();
-        quiet().await;
+        drained.await;
         if killed {
             drop(running);
         } else {

@@ -27,6 +27,8 @@ pub(crate) struct TestLog {
 struct Shared {
     inner: Mutex<Inner>,
     news: watch::Sender<u64>,
+    /// How often a reader had nothing left to read.
+    drained: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -42,7 +44,9 @@ impl TestLog {
         let identity = LogIdentity { cluster_id: "c".into(), topic_id: topic_id.into() };
         let inner =
             Inner { identity, start: Offset::ZERO, batches: Vec::new(), groups: BTreeMap::new() };
-        Self { shared: Arc::new(Shared { inner: Mutex::new(inner), news: watch::Sender::new(0) }) }
+        let (inner, news, drained) =
+            (Mutex::new(inner), watch::Sender::new(0), watch::Sender::new(0));
+        Self { shared: Arc::new(Shared { inner, news, drained }) }
     }
 
     pub(crate) fn append(&self, batches: Vec<RecordBatch>) {
@@ -62,6 +66,12 @@ impl TestLog {
         let mut inner = self.shared.inner.lock().unwrap();
         inner.start = start;
         inner.batches.retain(|batch| batch.next_offset() > start);
+    }
+
+    /// Waits until a reader that is started after this call has read everything.
+    pub(crate) fn drained(&self) -> impl Future<Output = ()> + use<> {
+        let mut drained = self.shared.drained.subscribe();
+        async move { drained.changed().await.unwrap() }
     }
 
     pub(crate) fn group(&self, name: &str) -> Option<Offset> {
@@ -121,6 +131,7 @@ impl LogReader for TestReader {
                 self.from = last.next_offset();
                 return Ok(found);
             }
+            self.log.shared.drained.send_modify(|times| *times += 1);
             self.news.changed().await.unwrap();
         }
     }
