@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::{Refused, check_leader_epoch, find_partition};
 use crate::log::Log;
 use crate::storage::partition::Partition;
-use crate::storage::read::{Read, ReadBatches, ReadRequest};
+use crate::storage::read::{Read, ReadBatches, ReadBelow, ReadRequest};
 use crate::topics::Topic;
 
 /// Bytes of one answer at most, whatever was asked for: Kafka's `fetch.max.bytes`.
@@ -118,6 +118,7 @@ async fn fetch_partition(
     let own = usize::try_from(asked.partition_max_bytes).unwrap_or(0);
     let request = ReadRequest {
         from: Offset::new(asked.fetch_offset),
+        below: ReadBelow::HighWatermark,
         max_bytes: own.min(max_bytes),
         at_least_one,
     };
@@ -182,7 +183,7 @@ impl Waiting {
     fn register(&self) {
         for partition in &self.partitions {
             partition.stop_waking(&self.woken);
-            partition.wake_on_change(&self.woken);
+            partition.wake_on_change(&self.woken, ReadBelow::HighWatermark);
         }
     }
 

@@ -22,7 +22,7 @@ use super::{Refused, find_partition};
 use crate::log::Log;
 use crate::producers::Refusal;
 use crate::storage::append::{NotTaken, Taken};
-use crate::storage::partition::{NotKept, Partition};
+use crate::storage::partition::{Acks, NotKept, Partition};
 use crate::topics::Topic;
 
 /// How far a record's time may be ahead of the node's clock: Kafka's
@@ -70,7 +70,9 @@ impl Log {
     ) -> ProduceResponseData {
         let deadline = deadline(request.timeout_ms);
         let mut topics = self.check(context, &request);
-        self.take(&mut topics).await;
+        // With acks=0 nobody is told; what is not told costs nothing.
+        let acks = if request.acks == -1 { Acks::All } else { Acks::Leader };
+        self.take(&mut topics, acks).await;
         let mut response = ProduceResponseData::default();
         for topic in topics {
             let mut answered =
@@ -120,7 +122,7 @@ impl Log {
     }
 
     /// Appends what was found valid, in the order in which requests came.
-    async fn take(&self, topics: &mut [TopicPart]) {
+    async fn take(&self, topics: &mut [TopicPart], acks: Acks) {
         let bytes: usize = topics
             .iter()
             .flat_map(|topic| &topic.parts)
@@ -138,7 +140,7 @@ impl Log {
         for part in topics.iter_mut().flat_map(|topic| &mut topic.parts) {
             let Ok(Accepted::Checked { partition, batch }) = &part.outcome else { continue };
             let own = room.as_mut().and_then(|room| room.split(batch.bytes().len()));
-            part.outcome = self.append(partition, batch, own).map(Accepted::Taken);
+            part.outcome = self.append(partition, batch, own, acks).map(Accepted::Taken);
         }
     }
 
@@ -155,6 +157,7 @@ impl Log {
         partition: &Arc<Partition>,
         batch: &RecordBatch,
         room: Option<OwnedSemaphorePermit>,
+        acks: Acks,
     ) -> Result<Taken, Refused> {
         let admission = if batch.producer_id() == ProducerId::NONE {
             None
@@ -162,7 +165,7 @@ impl Log {
             let fencing = self.producers.fencing();
             Some(fencing.admit(batch.producer_id(), batch.producer_epoch())?)
         };
-        let taken = partition.append(batch, room)?;
+        let taken = partition.append(batch, room, acks)?;
         drop(admission);
         if taken.schedule {
             self.flusher.schedule(partition);
@@ -238,7 +241,7 @@ async fn flushed(taken: Taken, deadline: Instant) -> Result<(), Refused> {
             Err(Refused::new(ErrorCode::KafkaStorageError, text))
         }
         Ok(Ok(Err(NotKept::Stopped(stopped)))) => Err(stopped.into()),
-        Ok(Err(_)) => Err(ErrorCode::NotLeaderOrFollower.into()),
+        Ok(Ok(Err(NotKept::NotLeader)) | Err(_)) => Err(ErrorCode::NotLeaderOrFollower.into()),
         Err(_) => Err(ErrorCode::RequestTimedOut.into()),
     }
 }

@@ -5,7 +5,9 @@ use tailwater_kafka::{Offset, RecordBatch, place};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::producers::{ProducerBatch, Refusal, Verdict};
-use crate::storage::partition::{Acknowledgement, AwaitedAck, Online, Partition, Pending, Stopped};
+use crate::storage::partition::{
+    Acknowledgement, Acks, AwaitedAck, Online, Partition, Pending, Stopped,
+};
 
 /// A batch that is taken, or was taken before.
 #[derive(Debug)]
@@ -14,7 +16,7 @@ pub(crate) struct Taken {
     pub(crate) base: Offset,
     /// The first offset that the partition keeps.
     pub(crate) start: Offset,
-    /// Told when it is flushed.
+    /// Told when it is kept as its producer wants it.
     pub(crate) acknowledgement: Acknowledgement,
     /// Whether the partition must now be handed to a flush thread.
     pub(crate) schedule: bool,
@@ -37,7 +39,7 @@ pub(crate) enum NotTaken {
 impl Partition {
     /// Takes a batch that was found valid; `room` is its part of the memory for waiting batches.
     ///
-    /// A repetition is acknowledged like the first time: when the *first* is flushed.
+    /// A repetition is acknowledged like the first time: when the *first* is kept.
     ///
     /// # Errors
     /// If it is not taken; then nothing has changed.
@@ -45,6 +47,7 @@ impl Partition {
         &self,
         batch: &RecordBatch,
         room: Option<OwnedSemaphorePermit>,
+        acks: Acks,
     ) -> Result<Taken, NotTaken> {
         let tail_share = self.shared.tail_share();
         // Copied, since others share its buffer (the request, a producer that may repeat it), and
@@ -76,24 +79,32 @@ impl Partition {
                 (base, last)
             }
         };
-        let acknowledgement = online.acknowledge(last);
-        let schedule = !online.pending.is_empty() && !online.scheduled;
-        online.scheduled |= schedule;
-        Ok(Taken { base, start: online.start, acknowledgement, schedule })
+        let acknowledgement = online.acknowledge(last, acks);
+        let schedule = online.schedule();
+        let taken = Taken { base, start: online.start, acknowledgement, schedule };
+        state.wake_followers();
+        Ok(taken)
     }
 }
 
 impl Online {
-    /// A receiver that is told when `last` is below the high watermark.
-    fn acknowledge(&mut self, last: Offset) -> Acknowledgement {
+    /// A receiver that is told when `last` is kept as `acks` says.
+    fn acknowledge(&mut self, last: Offset, acks: Acks) -> Acknowledgement {
         let (tell, told) = oneshot::channel();
-        if last < self.high_watermark {
+        if last < self.kept_end(acks) {
             // The receiver is in this function: it cannot be gone.
             drop(tell.send(Ok(())));
         } else {
-            self.acknowledgements.push(AwaitedAck { last, tell });
+            self.acknowledgements.push(AwaitedAck { last, acks, tell });
         }
         told
+    }
+
+    /// Whether the partition must now be handed to a flush thread; then it counts as handed.
+    pub(super) fn schedule(&mut self) -> bool {
+        let schedule = !self.pending.is_empty() && !self.scheduled;
+        self.scheduled |= schedule;
+        schedule
     }
 }
 

@@ -43,6 +43,19 @@ impl EpochHistory {
         self.entries.push((next, start));
     }
 
+    /// Learns that `epoch` began at `start`: from the leader's records. Nothing if it is known.
+    pub(crate) fn note(&mut self, epoch: LeaderEpoch, start: Offset) {
+        if self.entries.last().is_none_or(|(known, _)| *known < epoch) {
+            self.entries.retain(|(_, began)| *began < start);
+            self.entries.push((epoch, start));
+        }
+    }
+
+    /// Forgets epochs that began at or after `end`, which is the log's end now.
+    pub(crate) fn truncate(&mut self, end: Offset) {
+        self.entries.retain(|(_, began)| *began < end);
+    }
+
     /// Forgets what was wholly before `start`, the first offset that is kept.
     pub(crate) fn forget_before(&mut self, start: Offset) {
         let before = self.entries.partition_point(|(_, began)| *began <= start);

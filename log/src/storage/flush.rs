@@ -22,7 +22,7 @@ use crate::config::FlushPolicy;
 use crate::producers::{ProducerBatch, ProducerStates};
 use crate::storage::disk::{self, DiskFile};
 use crate::storage::index::SegmentIndex;
-use crate::storage::partition::{Files, NotKept, Online, Partition, Pending, Stopped, lock};
+use crate::storage::partition::{Acks, Files, NotKept, Online, Partition, Pending, Stopped, lock};
 use crate::storage::segment::{self, ActiveSegment, Kind, SealedSegment};
 
 /// Producer snapshots kept: the newest, and one more in case it is damaged.
@@ -163,12 +163,13 @@ impl Partition {
             }
             other => other,
         };
+        let outcome = outcome.and_then(|()| self.keep_epochs());
         let outcome = outcome.and_then(|()| match self.shared.config.flush {
             FlushPolicy::Always => self.flush_written(files),
             FlushPolicy::Interval(_) | FlushPolicy::Never => Ok(()),
         });
         match outcome {
-            Ok(()) => self.acknowledge_written(),
+            Ok(()) => self.note_durable(),
             Err(error) => self.stop(Stopped::Offline(error.full_text())),
         }
     }
@@ -279,23 +280,29 @@ impl Partition {
         }
     }
 
-    fn acknowledge_written(&self) {
+    /// Notes leader epochs that came with records, before the records are flushed: what is on the
+    /// disk is never of an epoch that the history does not know.
+    fn keep_epochs(&self) -> Result<(), Error> {
+        let description = match self.lock_state().online() {
+            Ok(online) if online.epochs_noted => self.description(online, online.start),
+            _ => return Ok(()),
+        };
+        description.write(&self.folder)?;
+        if let Ok(online) = self.lock_state().online() {
+            online.epochs_noted = online.epochs != description.epochs;
+        }
+        Ok(())
+    }
+
+    /// Everything written counts from now on, here and for the high watermark.
+    fn note_durable(&self) {
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return };
-        if online.high_watermark == online.written_end {
-            return;
+        online.durable_end = online.written_end;
+        online.acknowledge_kept(Acks::Leader);
+        if online.advance_high_watermark(online.durable_end) {
+            state.wake();
         }
-        online.high_watermark = online.written_end;
-        online.readable_max_timestamp = online.written_max_timestamp();
-        let below = online.high_watermark;
-        for index in (0..online.acknowledgements.len()).rev() {
-            if online.acknowledgements[index].last < below {
-                let awaited = online.acknowledgements.swap_remove(index);
-                // The request may be gone; then nobody needs to know.
-                drop(awaited.tell.send(Ok(())));
-            }
-        }
-        state.wake();
     }
 
     /// Makes as if the batches that are not written had never come.
@@ -327,8 +334,41 @@ impl Partition {
 }
 
 impl Online {
+    /// The end of what is kept as `acks` says.
+    pub(super) fn kept_end(&self, acks: Acks) -> Offset {
+        match acks {
+            Acks::Leader => self.durable_end,
+            Acks::All => self.high_watermark,
+        }
+    }
+
+    /// Moves the high watermark up to `to`, and acknowledges what is below; whether it moved.
+    pub(super) fn advance_high_watermark(&mut self, to: Offset) -> bool {
+        if to <= self.high_watermark {
+            return false;
+        }
+        self.high_watermark = to;
+        if to == self.written_end {
+            self.readable_max_timestamp = self.written_max_timestamp();
+        }
+        self.acknowledge_kept(Acks::All);
+        true
+    }
+
+    fn acknowledge_kept(&mut self, acks: Acks) {
+        let below = self.kept_end(acks);
+        for index in (0..self.acknowledgements.len()).rev() {
+            let awaited = &self.acknowledgements[index];
+            if awaited.acks == acks && awaited.last < below {
+                let awaited = self.acknowledgements.swap_remove(index);
+                // The request may be gone; then nobody needs to know.
+                drop(awaited.tell.send(Ok(())));
+            }
+        }
+    }
+
     /// Tells everyone who waits for something at or after `end` that it is not kept.
-    fn refuse_from(&mut self, end: Offset, why: &NotKept) {
+    pub(super) fn refuse_from(&mut self, end: Offset, why: &NotKept) {
         for index in (0..self.acknowledgements.len()).rev() {
             if self.acknowledgements[index].last >= end {
                 let awaited = self.acknowledgements.swap_remove(index);

@@ -9,7 +9,7 @@ use crate::Error;
 use crate::storage::disk::{Disk, DiskFile};
 use crate::storage::index::IndexFile;
 use crate::storage::partition::{Offsets, Online, Partition};
-use crate::storage::read::{NotRead, ReadRequest, open_for_reading};
+use crate::storage::read::{NotRead, ReadBelow, ReadRequest, open_for_reading};
 use crate::storage::scan::{BatchScan, Scanned};
 use crate::storage::segment::{self, Kind};
 
@@ -89,7 +89,12 @@ impl Partition {
     }
 
     fn search_failed(&self, offsets: Offsets, error: Error) -> NotRead {
-        let request = ReadRequest { from: offsets.start, max_bytes: 0, at_least_one: false };
+        let request = ReadRequest {
+            from: offsets.start,
+            below: ReadBelow::HighWatermark,
+            max_bytes: 0,
+            at_least_one: false,
+        };
         self.read_failed(request, error)
     }
 }

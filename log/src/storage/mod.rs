@@ -22,6 +22,7 @@ mod open;
 pub(crate) mod partition;
 pub(crate) mod read;
 mod recovery;
+mod replicate;
 pub(crate) mod reserve;
 pub(crate) mod retention;
 mod scan;
@@ -29,5 +30,6 @@ mod segment;
 mod tail;
 #[cfg(test)]
 pub(crate) mod testing;
+mod truncate;
 
 pub use disk::{Disk, DiskFile, FileSystem};

@@ -135,7 +135,7 @@ impl Partition {
             folder,
             topic,
             shared,
-            state: Mutex::new(State { condition, waiting: Vec::new() }),
+            state: Mutex::new(State { condition, waiting: Vec::new(), followers: Vec::new() }),
             files: Mutex::new(files),
             compacting: Mutex::default(),
         }
@@ -159,11 +159,12 @@ impl Partition {
     }
 }
 
-struct Opening<'a> {
-    folder: &'a Path,
-    name: &'a PartitionName,
-    topic: &'a TopicConfig,
-    shared: &'a Shared,
+/// A partition's files, about to be opened.
+pub(super) struct Opening<'a> {
+    pub(super) folder: &'a Path,
+    pub(super) name: &'a PartitionName,
+    pub(super) topic: &'a TopicConfig,
+    pub(super) shared: &'a Shared,
 }
 
 /// The last segment as it was found.
@@ -174,7 +175,11 @@ struct Last {
 }
 
 impl Opening<'_> {
-    fn open(&self) -> Result<(Online, Files), Error> {
+    /// Puts the partition together.
+    ///
+    /// # Errors
+    /// The system's, and damage.
+    pub(super) fn open(&self) -> Result<(Online, Files), Error> {
         let mut description = self.description()?;
         let (mut flushed, floor) = FlushedFile::open(self.folder)?;
         compaction::remove_unfinished(self.folder)?;
@@ -207,10 +212,12 @@ impl Opening<'_> {
             active: last.active,
             start: description.start,
             high_watermark: last.end,
+            durable_end: last.end,
             written_end: last.end,
             end: last.end,
             readable_max_timestamp: -1,
             epochs: description.epochs,
+            epochs_noted: false,
             producers_written: producers.clone(),
             producers,
             pending: std::collections::VecDeque::new(),

@@ -5,12 +5,13 @@
 //! (a flush thread, retention, compaction, closing) for as long as that takes; it is always taken
 //! first. So appends and reads go on while a flush runs.
 //!
-//! Four offsets, none ever behind the one before it:
+//! Five offsets, none ever behind the one before it:
 //!
 //! | offset | moved by | promise |
 //! |---|---|---|
 //! | `start` | retention | records before it are gone |
-//! | `high_watermark` | a flush round, after the flush the policy asks for | acknowledged, readable |
+//! | `high_watermark` | what the replicas have | on every in-sync replica, acknowledged, readable |
+//! | `durable_end` | a flush round, after the flush the policy asks for | counts for the high watermark |
 //! | `written_end` | a flush round, after the write | in the file |
 //! | `end` (log end offset) | append; back to `written_end` when a write fails | in memory |
 
@@ -29,6 +30,7 @@ use crate::producers::ProducerStates;
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
+use crate::storage::read::ReadBelow;
 use crate::storage::reserve::Reserve;
 use crate::storage::segment::{ActiveSegment, SealedSegment};
 use crate::storage::tail::TailCache;
@@ -92,12 +94,24 @@ pub(crate) enum NotKept {
     /// No space; it was taken back as if it had never come.
     #[error("{0}")]
     NoSpace(String),
+    /// Another replica leads now, and may not have it: the producer asks there.
+    #[error("another broker leads the partition now")]
+    NotLeader,
     /// The partition stopped before the batch was flushed.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
-/// Told when a batch is flushed, or is not going to be.
+/// What a producer wants to be told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acks {
+    /// This replica has the batch durably (`acks=1`).
+    Leader,
+    /// Every in-sync replica has it (`acks=all`).
+    All,
+}
+
+/// Told when a batch is kept as its producer wants it, or is not going to be.
 pub(crate) type Acknowledgement = oneshot::Receiver<Result<(), NotKept>>;
 
 /// Where a partition stands. See the module.
@@ -125,8 +139,10 @@ pub(crate) struct Partition {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) condition: Condition,
-    /// Fetches that wait for more; each is woken once.
+    /// Readers that wait for more below the high watermark; each is woken once.
     pub(super) waiting: Vec<Arc<Notify>>,
+    /// Followers that wait for more at the end; each is woken once.
+    pub(super) followers: Vec<Arc<Notify>>,
 }
 
 #[derive(Debug)]
@@ -143,11 +159,14 @@ pub(super) struct Online {
     pub(super) active: ActiveSegment,
     pub(super) start: Offset,
     pub(super) high_watermark: Offset,
+    pub(super) durable_end: Offset,
     pub(super) written_end: Offset,
     pub(super) end: Offset,
     /// The greatest record timestamp below the high watermark, ms; -1 with none.
     pub(super) readable_max_timestamp: i64,
     pub(super) epochs: EpochHistory,
+    /// Whether `epochs` has more than `partition.json`: it goes there before the records do.
+    pub(super) epochs_noted: bool,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.
@@ -175,6 +194,7 @@ pub(super) struct Pending {
 #[derive(Debug)]
 pub(super) struct AwaitedAck {
     pub(super) last: Offset,
+    pub(super) acks: Acks,
     pub(super) tell: oneshot::Sender<Result<(), NotKept>>,
 }
 
@@ -220,6 +240,14 @@ impl State {
         for waiting in self.waiting.drain(..) {
             waiting.notify_one();
         }
+        self.wake_followers();
+    }
+
+    /// Wakes the followers: there is more at the end.
+    pub(super) fn wake_followers(&mut self) {
+        for waiting in self.followers.drain(..) {
+            waiting.notify_one();
+        }
     }
 }
 
@@ -254,14 +282,20 @@ impl Partition {
         }
     }
 
-    /// Has `waiting` notified at the next change that a reader can see.
-    pub(crate) fn wake_on_change(&self, waiting: &Arc<Notify>) {
-        self.lock_state().waiting.push(Arc::clone(waiting));
+    /// Has `waiting` notified at the next change that whoever reads up to `below` can see.
+    pub(crate) fn wake_on_change(&self, waiting: &Arc<Notify>, below: ReadBelow) {
+        let mut state = self.lock_state();
+        match below {
+            ReadBelow::HighWatermark => state.waiting.push(Arc::clone(waiting)),
+            ReadBelow::End => state.followers.push(Arc::clone(waiting)),
+        }
     }
 
     /// Takes back [`Partition::wake_on_change`].
     pub(crate) fn stop_waking(&self, waiting: &Arc<Notify>) {
-        self.lock_state().waiting.retain(|other| !Arc::ptr_eq(other, waiting));
+        let mut state = self.lock_state();
+        state.waiting.retain(|other| !Arc::ptr_eq(other, waiting));
+        state.followers.retain(|other| !Arc::ptr_eq(other, waiting));
     }
 
     /// Serves nobody from now on: whoever waits is told why.

@@ -1,7 +1,8 @@
 //! Reading batches by offset: from memory at the tail, from the segments elsewhere.
 //!
 //! Whole batches only, as they were written; a reader that starts inside a batch gets all of it
-//! and skips (Kafka's contract). Below the high watermark only. What comes from a segment is
+//! and skips (Kafka's contract). Below the high watermark only, but for followers, who copy what
+//! has no high watermark yet. What comes from a segment is
 //! compared with its checksum on the way, so damage shows up here and not at a reader far away;
 //! it takes the partition offline. A read that fails without saying anything about what is stored
 //! (no file descriptor left) fails alone. An index is a cache: one that errs, or leads somewhere
@@ -19,11 +20,21 @@ use crate::storage::index::{INDEX_INTERVAL_BYTES, IndexFile};
 use crate::storage::partition::{Offsets, Online, Partition, Stopped, lock};
 use crate::storage::segment::{self, Kind};
 
+/// How far a reader may read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ReadBelow {
+    /// What every in-sync replica has.
+    HighWatermark,
+    /// Everything this replica has: for its followers.
+    End,
+}
+
 /// What a reader asks for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ReadRequest {
     /// The first offset wanted.
     pub(crate) from: Offset,
+    pub(crate) below: ReadBelow,
     /// Bytes of batches at most.
     pub(crate) max_bytes: usize,
     /// Give the first batch even if it alone is larger (KIP-74): no reader hangs on it.
@@ -66,6 +77,8 @@ pub(crate) enum Read {
 pub(crate) struct ColdRead {
     request: ReadRequest,
     offsets: Offsets,
+    /// Only batches before it.
+    below: Offset,
     source: Source,
     /// [`Online::replacements`] when the source was looked up.
     replacements: u64,
@@ -90,21 +103,26 @@ impl Partition {
         if request.from < offsets.start || request.from > offsets.end {
             return Err(NotRead::OutOfRange(offsets));
         }
-        if request.from >= offsets.high_watermark {
-            return Ok(Read::Done(ReadBatches { batches: Bytes::new(), offsets }));
+        let below = match request.below {
+            ReadBelow::HighWatermark => offsets.high_watermark,
+            ReadBelow::End => offsets.end,
+        };
+        let nothing = || Read::Done(ReadBatches { batches: Bytes::new(), offsets });
+        if request.from >= below {
+            return Ok(nothing());
         }
-        let cached = online.tail.read(
-            request.from,
-            offsets.high_watermark,
-            request.max_bytes,
-            request.at_least_one,
-        );
+        let cached = online.tail.read(request.from, below, request.max_bytes, request.at_least_one);
         if let Some(batches) = cached {
             return Ok(Read::Done(ReadBatches { batches, offsets }));
         }
+        if request.from >= online.written_end {
+            // Being written, and pushed out of memory by more than its share: soon in the file.
+            return Ok(nothing());
+        }
+        let below = below.min(online.written_end);
         let source = self.source_of(online, request.from);
         let replacements = online.replacements;
-        Ok(Read::Cold(ColdRead { request, offsets, source, replacements }))
+        Ok(Read::Cold(ColdRead { request, offsets, below, source, replacements }))
     }
 
     /// Finishes a read from the disk. Blocks.
@@ -173,13 +191,14 @@ impl Partition {
         let Source::Sealed { end, .. } = cold.source else { return Ok(None) };
         let mut state = self.lock_state();
         let online = state.online()?;
-        if end >= online.high_watermark {
+        if end >= cold.below {
             return Ok(None);
         }
         let source = self.source_of(online, end);
         Ok(Some(ColdRead {
             request: ReadRequest { from: end, ..cold.request },
             offsets: online.offsets(),
+            below: cold.below,
             source,
             replacements: online.replacements,
         }))
@@ -266,7 +285,7 @@ impl OpenSegment<'_> {
     fn read(&self, position: u64, cold: &ColdRead) -> Result<Option<Bytes>, Error> {
         match self.find(position, cold.from())? {
             Some((position, first)) => {
-                self.read_from(position, &first, &cold.request, cold.offsets).map(Some)
+                self.read_from(position, &first, &cold.request, cold.below).map(Some)
             }
             None => Ok(None),
         }
@@ -300,7 +319,7 @@ impl OpenSegment<'_> {
         position: u64,
         first: &BatchHeader,
         request: &ReadRequest,
-        offsets: Offsets,
+        below: Offset,
     ) -> Result<Bytes, Error> {
         let wanted = if first.total_bytes() <= request.max_bytes {
             request.max_bytes
@@ -317,14 +336,14 @@ impl OpenSegment<'_> {
                 Error::corrupt(self.path, at, error.to_string())
             };
             match RecordBatch::parse(rest.clone()).map_err(damaged)? {
-                Some((batch, after)) if batch.last_offset() < offsets.high_watermark => {
+                Some((batch, after)) if batch.last_offset() < below => {
                     batch.verify_crc().map_err(damaged)?;
                     rest = after;
                 }
                 _ => break,
             }
         }
-        if rest.len() == bytes.len() && first.last_offset() < offsets.high_watermark {
+        if rest.len() == bytes.len() && first.last_offset() < below {
             return Err(Error::corrupt(self.path, position, "a batch is cut off"));
         }
         Ok(bytes.slice(..bytes.len() - rest.len()))

@@ -142,7 +142,7 @@ impl Partition {
         }
     }
 
-    fn description(&self, online: &Online, start: Offset) -> PartitionDescription {
+    pub(super) fn description(&self, online: &Online, start: Offset) -> PartitionDescription {
         let mut epochs = online.epochs.clone();
         epochs.forget_before(start);
         PartitionDescription {
