@@ -53,6 +53,8 @@ mod error;
 mod groups;
 mod log;
 mod producers;
+#[cfg_attr(not(test), expect(dead_code, reason = "the broker takes it up with its followers"))]
+mod replica;
 mod storage;
 mod topic_config;
 mod topics;
