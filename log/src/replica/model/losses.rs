@@ -126,6 +126,7 @@ fn logs_that_part_after_two_elections_become_one() {
     let mut world = pair(Plant::None);
     world.write(0);
     world.fetch(1);
+    world.fetch(1);
     world.write(0);
     for (leader, next) in [(0, 1), (1, 0)] {
         world.controller.elect(world.nodes[next].id);

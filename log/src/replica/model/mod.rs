@@ -38,8 +38,8 @@ enum Plant {
     CountNonIsrAck,
     /// The leader serves and counts a fetch of another leader epoch.
     SkipRequestEpoch,
-    /// The follower takes what a leader of another epoch answered.
-    SkipAnswerEpoch,
+    /// The follower takes any answer that comes, whoever leads since.
+    TakeAnyAnswer,
     /// The leader does not compare the last fetched epoch.
     SkipDivergence,
     /// The leader counts a fetch of an earlier incarnation of a broker (before KIP-903).
@@ -212,7 +212,6 @@ impl World {
             // `begin` does it, some time.
             Command::BeginEpoch { .. } | Command::HighWatermark(_) | Command::StopLeading => {}
             Command::Follow { .. } => {
-                node.asked = None;
                 if self.plant == Plant::TruncateByHighWatermark {
                     node.log.truncate(index(node.replica.high_watermark()));
                 }
