@@ -5,9 +5,10 @@ use std::time::Duration;
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 
 use super::{
-    Assignment, BrokerEpoch, Command, Event, Fetched, FollowerStatus, IsrRefused, LogView, NotNow,
-    PartitionEpoch, Replica, Settings, WrongEpoch,
+    Assignment, Command, Event, Fetched, FollowerStatus, IsrRefused, LogView, NotNow, Replica,
+    Settings, WrongEpoch,
 };
+use crate::metadata::{BrokerEpoch, PartitionEpoch};
 
 const ME: i32 = 1;
 
@@ -37,7 +38,10 @@ impl Bench {
     /// Leads epoch 5 of replicas 1, 2 and 3, the log's end at 10.
     fn leading(isr: &[i32], min_insync: usize) -> Self {
         let mut bench = Self { min_insync, ..Self::new(10) };
-        assert_eq!(bench.assign(Some(ME), 5, isr), [Command::BeginEpoch { leader_epoch: epoch(5) }]);
+        assert_eq!(
+            bench.assign(Some(ME), 5, isr),
+            [Command::BeginEpoch { leader_epoch: epoch(5) }]
+        );
         bench.handle(Event::EpochBegun { leader_epoch: epoch(5) });
         bench
     }
@@ -53,7 +57,8 @@ impl Bench {
     }
 
     fn assignment(&self, leader: Option<i32>, leader_epoch: i32, isr: &[i32]) -> Assignment {
-        let live = self.live.iter().map(|(id, epoch)| (BrokerId::new(*id), BrokerEpoch::new(*epoch)));
+        let live =
+            self.live.iter().map(|(id, epoch)| (BrokerId::new(*id), BrokerEpoch::new(*epoch)));
         Assignment {
             leader: leader.map(BrokerId::new),
             leader_epoch: epoch(leader_epoch),
@@ -83,9 +88,8 @@ impl Bench {
         }))
     }
 
-    fn answer(&mut self, result: Result<(&[i32], i32), IsrRefused>) -> Vec<Command> {
-        let result = result.map(|(isr, at)| (brokers(isr), PartitionEpoch::new(at)));
-        self.handle(Event::IsrAnswered { leader_epoch: epoch(5), result })
+    fn refuse(&mut self, refused: IsrRefused) -> Vec<Command> {
+        self.handle(Event::IsrRefused { leader_epoch: epoch(5), refused })
     }
 
     fn tick(&mut self, after: Duration) -> Vec<Command> {
@@ -203,7 +207,7 @@ fn too_small_an_isr_commits_nothing_and_refuses_acks_all() {
 
     // It is back, and asks from where it stood: it may join, since nothing was committed without it.
     assert_eq!(bench.fetch(2, 10), [bench.propose(&[1, 2])]);
-    assert_eq!(bench.answer(Ok((&[1, 2], 3))), NOTHING);
+    assert_eq!(bench.assign(Some(ME), 5, &[1, 2]), NOTHING);
     assert_eq!(bench.fetch(2, 20), [committed(20)]);
 
     // More than there are replicas cannot be asked for.
@@ -227,8 +231,7 @@ fn whoever_is_proposed_counts_at_once() {
     assert_eq!(bench.fetch(2, 15), [committed(15)]);
     // Not twice while the first is under way.
     assert_eq!(bench.fetch(3, 20), NOTHING);
-    assert_eq!(bench.answer(Ok((&[1, 2], 2))), NOTHING);
-    bench.partition_epoch = 2;
+    assert_eq!(bench.assign(Some(ME), 5, &[1, 2]), NOTHING);
     assert_eq!(bench.replica.isr(), brokers(&[1, 2]));
     assert_eq!(bench.fetch(3, 20), [bench.propose(&[1, 2, 3])]);
     // An older word of the controller changes nothing.
@@ -299,7 +302,7 @@ fn one_that_falls_behind_leaves_and_counts_until_the_controller_agrees() {
     assert!(bench.replica.followers().eq([status(2, 20, true), status(3, 10, true)]));
     assert_eq!(bench.tick(Duration::ZERO), [bench.propose(&[1, 2])]);
     assert_eq!(bench.replica.high_watermark(), Offset::new(10));
-    assert_eq!(bench.answer(Ok((&[1, 2], 2))), [committed(20)]);
+    assert_eq!(bench.assign(Some(ME), 5, &[1, 2]), [committed(20)]);
     assert!(bench.replica.followers().eq([status(2, 20, true), status(3, 10, false)]));
 }
 
@@ -326,7 +329,7 @@ fn a_proposal_without_an_answer_counts_until_the_partition_epoch_rises() {
         let mut bench = Bench::leading(&[1], 1);
         assert_eq!(bench.fetch(2, 10), [bench.propose(&[1, 2])]);
         if let Some(refused) = refused {
-            assert_eq!(bench.answer(Err(refused)), NOTHING);
+            assert_eq!(bench.refuse(refused), NOTHING);
         }
         bench.append(20);
         assert_eq!(bench.replica.high_watermark(), Offset::new(10));
@@ -340,7 +343,7 @@ fn a_proposal_without_an_answer_counts_until_the_partition_epoch_rises() {
         assert_eq!(bench.handle(Event::Assigned(assignment)), NOTHING);
         assert_eq!(bench.replica.high_watermark(), Offset::new(10));
         assert_eq!(bench.tick(6 * SECOND), [bench.propose(&[1])]);
-        assert_eq!(bench.answer(Ok((&[1], 2))), [committed(20)]);
+        assert_eq!(bench.assign(Some(ME), 5, &[1]), [committed(20)]);
     }
 }
 
@@ -348,18 +351,18 @@ fn a_proposal_without_an_answer_counts_until_the_partition_epoch_rises() {
 fn a_refused_proposal_is_made_again_after_a_while() {
     let mut bench = Bench::leading(&[1], 1);
     assert_eq!(bench.fetch(2, 10), [bench.propose(&[1, 2])]);
-    assert_eq!(bench.answer(Err(IsrRefused::Other)), NOTHING);
+    assert_eq!(bench.refuse(IsrRefused::Other), NOTHING);
     assert_eq!(bench.tick(Duration::from_millis(499)), NOTHING);
     assert_eq!(bench.tick(Duration::from_millis(1)), [bench.propose(&[1, 2])]);
     // A newer state makes waiting pointless.
-    assert_eq!(bench.answer(Err(IsrRefused::Outdated)), NOTHING);
+    assert_eq!(bench.refuse(IsrRefused::Outdated), NOTHING);
     bench.assign(Some(ME), 5, &[1]);
     assert_eq!(bench.fetch(2, 10), [bench.propose(&[1, 2])]);
-    // What another reign is told is not for this one.
+    // What another reign was told is not for this one.
     bench.assign(Some(ME), 6, &[1]);
     bench.handle(Event::EpochBegun { leader_epoch: epoch(6) });
-    assert_eq!(bench.answer(Ok((&[1, 2], 9))), NOTHING);
-    assert_eq!(bench.replica.isr(), brokers(&[1]));
+    assert_eq!(bench.refuse(IsrRefused::Other), NOTHING);
+    assert_eq!(bench.fetch(2, 10).len(), 1);
 }
 
 #[test]
@@ -411,16 +414,14 @@ fn roles_change_with_the_leader_epoch_only() {
     let again = bench.assignment(Some(ME), 5, &[1, 2]);
     assert_eq!(bench.handle(Event::Assigned(again)), NOTHING);
 
-    let follow = |leader, at| Command::Follow {
-        leader: BrokerId::new(leader),
-        leader_epoch: epoch(at),
-    };
+    let follow =
+        |leader, at| Command::Follow { leader: BrokerId::new(leader), leader_epoch: epoch(at) };
     assert_eq!(bench.assign(Some(2), 6, &[1, 2]), [Command::StopLeading, follow(2, 6)]);
     assert_eq!(bench.replica.may_append(false), Err(NotNow::NotLeader));
     assert_eq!(bench.assign(Some(2), 6, &[1, 2, 3]), NOTHING);
     assert_eq!(bench.assign(Some(3), 7, &[1, 3]), [follow(3, 7)]);
     let begin = Command::BeginEpoch { leader_epoch: epoch(8) };
-    assert_eq!(bench.assign(Some(ME), 8, &[1]), [Command::StopFollowing, begin.clone()]);
+    assert_eq!(bench.assign(Some(ME), 8, &[1]), [Command::StopFollowing, begin]);
     // An epoch that is over before it is on disk.
     assert_eq!(bench.assign(None, 9, &[1]), [Command::StopLeading]);
     assert_eq!(bench.handle(Event::EpochBegun { leader_epoch: epoch(8) }), NOTHING);

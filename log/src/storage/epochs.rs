@@ -98,6 +98,7 @@ impl EpochHistory {
 
     /// The epoch of the last record of a log that ends at `end`; [`LeaderEpoch::NONE`] if nothing is
     /// known of it. An epoch in which nothing was written does not count.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for followers' fetches, which come next"))]
     pub(crate) fn last_written(&self, end: Offset) -> LeaderEpoch {
         let count = self.entries.partition_point(|(_, began)| *began < end);
         count.checked_sub(1).map_or(LeaderEpoch::NONE, |last| self.entries[last].0)

@@ -1,14 +1,18 @@
-//! A controller in memory: elects from the ISR only, takes an ISR by compare-and-set.
+//! A controller in memory: elects from the ISR and the eligible leader replicas (ELR, KIP-966) only,
+//! takes an ISR by compare-and-set.
 
 use std::collections::BTreeMap;
 
 use tailwater_kafka::{BrokerId, LeaderEpoch};
 
-use crate::replica::{Assignment, BrokerEpoch, IsrRefused, PartitionEpoch};
+use crate::metadata::{BrokerEpoch, PartitionEpoch};
+use crate::replica::{Assignment, IsrRefused};
 
 #[derive(Debug)]
 pub(super) struct Controller {
     state: Assignment,
+    /// Not in the ISR, but complete: nothing is committed while the ISR is below the minimum.
+    elr: Vec<BrokerId>,
     brokers: BTreeMap<BrokerId, Broker>,
     registrations: i64,
     /// Every state there was; brokers take them in this order.
@@ -28,13 +32,19 @@ impl Controller {
         let state = Assignment {
             leader: None,
             leader_epoch: LeaderEpoch::new(0),
-            partition_epoch: PartitionEpoch::new(0),
+            partition_epoch: PartitionEpoch::ZERO,
             isr: replicas.clone(),
             replicas,
             live: BTreeMap::new(),
             min_insync,
         };
-        Self { state, brokers: BTreeMap::new(), registrations: 0, images: Vec::new() }
+        Self {
+            state,
+            elr: Vec::new(),
+            brokers: BTreeMap::new(),
+            registrations: 0,
+            images: Vec::new(),
+        }
     }
 
     pub(super) fn state(&self) -> &Assignment {
@@ -46,17 +56,35 @@ impl Controller {
         self.registrations += 1;
         let (epoch, registered) = (BrokerEpoch::new(self.registrations), self.images.len());
         self.brokers.insert(id, Broker { epoch, fenced: true, registered });
-        self.change(|state| {
-            if !keeps_place {
-                leave(state, id);
-            }
-        });
+        if !keeps_place {
+            self.leave(id);
+        }
+        self.change();
         (epoch, registered)
     }
 
     pub(super) fn fence(&mut self, id: BrokerId) {
         self.brokers.get_mut(&id).unwrap().fenced = true;
-        self.change(|state| leave(state, id));
+        self.leave(id);
+        self.change();
+    }
+
+    /// What it had is gone. Refused where nobody else has it all.
+    pub(super) fn forget(&mut self, id: BrokerId) -> bool {
+        let mut complete = self.state.isr.iter().chain(&self.elr);
+        if complete.all(|other| *other == id) {
+            return false;
+        }
+        self.fence(id);
+        self.elr.retain(|other| *other != id);
+        true
+    }
+
+    /// `min.insync.replicas` is another one from now on.
+    pub(super) fn set_min_insync(&mut self, min_insync: usize) {
+        self.state.min_insync = min_insync;
+        self.set_isr(self.state.isr.clone());
+        self.change();
     }
 
     /// A broker that has seen its own registration is unfenced.
@@ -64,18 +92,15 @@ impl Controller {
         let broker = self.brokers.get_mut(&id).unwrap();
         if broker.fenced && applied > broker.registered {
             broker.fenced = false;
-            self.change(|_| ());
+            self.change();
         }
     }
 
     /// Has another in-sync replica lead.
     pub(super) fn elect(&mut self, id: BrokerId) {
-        if self.state.isr.contains(&id) && !self.brokers[&id].fenced {
-            self.change(|state| {
-                if state.leader != Some(id) {
-                    state.leader = Some(id);
-                }
-            });
+        if self.state.isr.contains(&id) && self.state.live.contains_key(&id) {
+            self.lead(id);
+            self.change();
         }
     }
 
@@ -96,40 +121,71 @@ impl Controller {
         let isr: Vec<_> = isr.iter().map(|(id, _)| *id).collect();
         // Also if it is the same one: whoever proposed it wants to know that nothing older comes.
         self.rise();
-        self.change(|state| state.isr = isr);
+        self.set_isr(isr);
+        self.change();
         Ok((self.state.isr.clone(), self.state.partition_epoch))
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Assignment)) {
-        let (leader, isr) = (self.state.leader, self.state.isr.clone());
-        change(&mut self.state);
+    /// Has somebody lead who may, and publishes what there is now.
+    fn change(&mut self) {
         let unfenced = self.brokers.iter().filter(|(_, broker)| !broker.fenced);
         self.state.live = unfenced.map(|(id, broker)| (*id, broker.epoch)).collect();
-        let may_lead = |id: &BrokerId, state: &Assignment| {
-            state.isr.contains(id) && state.live.contains_key(id)
-        };
-        if !self.state.leader.is_some_and(|id| may_lead(&id, &self.state)) {
-            self.state.leader =
-                self.state.replicas.iter().find(|id| may_lead(id, &self.state)).copied();
-        }
-        if self.state.leader != leader {
-            self.state.leader_epoch = LeaderEpoch::new(self.state.leader_epoch.get() + 1);
-        }
-        if (self.state.leader, &self.state.isr) != (leader, &isr) {
-            self.rise();
+        let state = &self.state;
+        let may_lead =
+            |id: &BrokerId, of: &[BrokerId]| of.contains(id) && state.live.contains_key(id);
+        if !state.leader.is_some_and(|id| may_lead(&id, &state.isr)) {
+            let first =
+                |of: &[BrokerId]| state.replicas.iter().find(|id| may_lead(id, of)).copied();
+            match (first(&state.isr), first(&self.elr)) {
+                (Some(next), _) => self.lead(next),
+                (None, Some(next)) => {
+                    self.set_isr(vec![next]);
+                    self.lead(next);
+                }
+                (None, None) if state.leader.is_some() => {
+                    self.state.leader = None;
+                    self.rise_leader();
+                }
+                (None, None) => {}
+            }
         }
         self.images.push(self.state.clone());
     }
 
-    fn rise(&mut self) {
-        let next = self.state.partition_epoch.get() + 1;
-        self.state.partition_epoch = PartitionEpoch::new(next);
+    fn lead(&mut self, id: BrokerId) {
+        if self.state.leader != Some(id) {
+            self.state.leader = Some(id);
+            self.rise_leader();
+        }
     }
-}
 
-/// The last member stays: nobody else has everything.
-fn leave(state: &mut Assignment, id: BrokerId) {
-    if state.isr.len() > 1 {
-        state.isr.retain(|member| *member != id);
+    fn leave(&mut self, id: BrokerId) {
+        let staying = self.state.isr.iter().filter(|member| **member != id);
+        let isr = staying.copied().collect();
+        self.set_isr(isr);
+    }
+
+    /// Who leaves an ISR that is then too small to commit anything stays complete.
+    fn set_isr(&mut self, isr: Vec<BrokerId>) {
+        let complete = std::mem::take(&mut self.elr).into_iter().chain(self.state.isr.clone());
+        if isr.len() < self.state.min_insync.min(self.state.replicas.len()) {
+            let mut elr: Vec<_> = complete.filter(|id| !isr.contains(id)).collect();
+            elr.sort_unstable();
+            elr.dedup();
+            self.elr = elr;
+        }
+        if isr != self.state.isr {
+            self.state.isr = isr;
+            self.rise();
+        }
+    }
+
+    fn rise_leader(&mut self) {
+        self.state.leader_epoch = LeaderEpoch::new(self.state.leader_epoch.get() + 1);
+        self.rise();
+    }
+
+    fn rise(&mut self) {
+        self.state.partition_epoch = self.state.partition_epoch.next();
     }
 }

@@ -22,7 +22,8 @@ use std::time::Duration;
 
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 
-use crate::replica::{BrokerEpoch, Command, Event, LogView, PartitionEpoch, Replica, Settings};
+use crate::metadata::BrokerEpoch;
+use crate::replica::{Command, Event, LogView, Replica, Settings};
 use crate::storage::epochs::EpochHistory;
 use controller::Controller;
 use network::Message;
@@ -48,6 +49,10 @@ enum Plant {
     AskUnflushed,
     /// A proposed ISR is taken for a committed one.
     BelieveProposals,
+    /// A leader commits with fewer in-sync replicas than `min.insync.replicas`.
+    IgnoreMinIsr,
+    /// The controller's answer to a proposal is taken for its newest state, ahead of others.
+    TakeAnswerAsImage,
     /// After a restart a broker acts on what it knew before it registered.
     ActOnOldImage,
 }
@@ -224,7 +229,7 @@ impl World {
             Command::ProposeIsr { leader_epoch, partition_epoch, isr } => {
                 if self.plant == Plant::BelieveProposals {
                     let mut believed = self.controller.images[node.applied - 1].clone();
-                    believed.partition_epoch = PartitionEpoch::new(partition_epoch.get() + 1);
+                    believed.partition_epoch = partition_epoch.next();
                     believed.isr = isr.iter().map(|(id, _)| *id).collect();
                     self.tell(n, Event::Assigned(believed));
                 }
@@ -238,7 +243,8 @@ impl World {
     /// Takes a record, if this node thinks that it leads.
     fn append(&mut self, n: usize, acks_all: bool) {
         let node = &mut self.nodes[n];
-        let (Some(epoch), Ok(())) = (node.replica.leads(), node.replica.may_append(acks_all)) else {
+        let (Some(epoch), Ok(())) = (node.replica.leads(), node.replica.may_append(acks_all))
+        else {
             return;
         };
         self.values += 1;
@@ -268,7 +274,10 @@ impl World {
         let node = &mut self.nodes[n];
         let Some(image) = self.controller.images.get(node.applied) else { return false };
         node.applied += 1;
-        let image = image.clone();
+        let mut image = image.clone();
+        if self.plant == Plant::IgnoreMinIsr {
+            image.min_insync = 1;
+        }
         self.note(|_| {
             let (leader, isr) = (image.leader, &image.isr);
             format!("broker {n} learns: {leader:?} leads {}, isr {isr:?}", image.leader_epoch)
@@ -312,13 +321,11 @@ impl World {
     /// Crashes and loses its disk. The controller hears of it first: what is lost is not waited for.
     fn lose_disk(&mut self, n: usize) {
         let id = self.nodes[n].id;
-        let isr = &self.controller.state().isr;
         // The only copy of what is committed is not to be had again.
-        if isr.contains(&id) && isr.len() == 1 {
+        if !self.controller.forget(id) {
             return;
         }
         self.crash(n);
-        self.controller.fence(id);
         self.nodes[n].log = Log::default();
         self.note(|_| format!("broker {n} loses its disk"));
     }

@@ -1,24 +1,29 @@
 //! What brokers say to each other, and to the controller.
 
-use tailwater_kafka::LeaderEpoch;
+use tailwater_kafka::{BrokerId, LeaderEpoch};
 
 use super::{Entry, Plant, World, at, index};
+use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::replica::truncation::OwnLog;
 use crate::replica::{
-    BrokerEpoch, EpochEnd, Event, Fetched, IsrRefused, PartitionEpoch, Truncation, divergence,
-    truncation_point,
+    Assignment, EpochEnd, Event, Fetched, IsrRefused, Truncation, divergence, truncation_point,
 };
 
 /// On its way; in any order, perhaps never.
 #[derive(Debug, Clone)]
 pub(super) enum Message {
     Fetch(Fetch),
-    FetchAnswer { to: usize, request: u64, leader_epoch: LeaderEpoch, said: Said },
+    FetchAnswer {
+        to: usize,
+        request: u64,
+        leader_epoch: LeaderEpoch,
+        said: Said,
+    },
     Propose {
         from: usize,
         broker_epoch: BrokerEpoch,
         at: (LeaderEpoch, PartitionEpoch),
-        isr: Vec<(tailwater_kafka::BrokerId, BrokerEpoch)>,
+        isr: Vec<(BrokerId, BrokerEpoch)>,
     },
     ProposeAnswer {
         to: usize,
@@ -41,7 +46,11 @@ pub(super) struct Fetch {
 
 #[derive(Debug, Clone)]
 pub(super) enum Said {
-    Entries { entries: Vec<Entry>, high_watermark: usize, start: usize },
+    Entries {
+        entries: Vec<Entry>,
+        high_watermark: usize,
+        start: usize,
+    },
     Parts(EpochEnd),
     /// The leader begins here, later than it was asked for.
     BeginsAt(usize),
@@ -114,9 +123,28 @@ impl World {
             Message::ProposeAnswer { to, broker_epoch, leader_epoch, result } => {
                 let node = &self.nodes[to];
                 if node.up && !node.cut_from_controller && node.broker_epoch == broker_epoch {
-                    self.tell(to, Event::IsrAnswered { leader_epoch, result });
+                    self.hear(to, leader_epoch, result);
                 }
             }
+        }
+    }
+
+    fn hear(
+        &mut self,
+        n: usize,
+        leader_epoch: LeaderEpoch,
+        result: Result<(Vec<BrokerId>, PartitionEpoch), IsrRefused>,
+    ) {
+        match result {
+            Err(refused) => self.tell(n, Event::IsrRefused { leader_epoch, refused }),
+            Ok((isr, partition_epoch)) if self.plant == Plant::TakeAnswerAsImage => {
+                let image = self.controller.images[self.nodes[n].applied - 1].clone();
+                if image.leader_epoch == leader_epoch {
+                    self.tell(n, Event::Assigned(Assignment { isr, partition_epoch, ..image }));
+                }
+            }
+            // It comes as an image.
+            Ok(_) => {}
         }
     }
 
