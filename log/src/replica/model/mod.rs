@@ -43,7 +43,7 @@ enum Plant {
     TakeAnyAnswer,
     /// The leader does not compare the last fetched epoch.
     SkipDivergence,
-    /// The leader counts a fetch of an earlier incarnation of a broker (before KIP-903).
+    /// Leader and controller take a broker's earlier incarnation for this one (before KIP-903).
     ForgetFence,
     /// A follower says that it has what it has not flushed.
     AskUnflushed,

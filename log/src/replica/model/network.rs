@@ -111,6 +111,10 @@ impl World {
             Message::Propose { from, broker_epoch, at, isr } => {
                 if !self.nodes[from].cut_from_controller {
                     let id = self.nodes[from].id;
+                    let isr = match self.plant {
+                        Plant::ForgetFence => self.renewed(&isr),
+                        _ => isr,
+                    };
                     let result = self.controller.propose(id, at, &isr);
                     self.network.push(Message::ProposeAnswer {
                         to: from,
@@ -214,6 +218,12 @@ impl World {
     fn known_epoch(&self, leader: usize, n: usize, otherwise: BrokerEpoch) -> BrokerEpoch {
         let image = &self.controller.images[self.nodes[leader].applied - 1];
         image.live.get(&self.nodes[n].id).copied().unwrap_or(otherwise)
+    }
+
+    /// As if the members had been named without their incarnations.
+    fn renewed(&self, isr: &[(BrokerId, BrokerEpoch)]) -> Vec<(BrokerId, BrokerEpoch)> {
+        let live = &self.controller.state().live;
+        isr.iter().map(|(id, epoch)| (*id, live.get(id).copied().unwrap_or(*epoch))).collect()
     }
 
     fn take(&mut self, n: usize, leader_epoch: LeaderEpoch, said: Said) {

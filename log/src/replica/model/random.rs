@@ -10,7 +10,7 @@ use super::{Node, Plant, World, index};
 
 const SEEDS: u64 = 3000;
 const NOT_WHOLE: &str = "it did not become whole again";
-const STEPS: usize = 2000;
+const STEPS: usize = 3000;
 
 /// How much goes wrong in this life, and what most.
 struct Weather {
@@ -149,7 +149,14 @@ fn disturb(world: &mut World, random: &mut SmallRng, trouble: Trouble) {
         Trouble::Elect => world.controller.elect(id),
         Trouble::Cut if random.random_bool(0.4) => node.cut_from_peers = random.random_bool(0.4),
         Trouble::Cut => node.cut_from_controller = random.random_bool(0.6),
-        Trouble::LoseDisk => world.lose_disk(n),
+        Trouble::LoseDisk => {
+            world.lose_disk(n);
+            // Another disk is there at once: what was said before is still on its way.
+            if !world.nodes[n].up && random.random_bool(0.7) {
+                world.restart(n, false, false);
+                world.catch_up(n);
+            }
+        }
         Trouble::Forget if node.up && node.replica.leads().is_some() => {
             let to = index(node.replica.high_watermark());
             let to = random.random_range(node.log.start..=to);
