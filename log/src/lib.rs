@@ -55,6 +55,11 @@ mod log;
 #[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
 mod metadata;
 mod producers;
+#[cfg_attr(
+    not(test),
+    expect(dead_code, unused_imports, reason = "the broker takes it up with its followers")
+)]
+mod replica;
 mod storage;
 mod topic_config;
 mod topics;

@@ -148,7 +148,7 @@ impl Partition {
     pub(crate) fn create(folder: &Path, name: &PartitionName) -> Result<(), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let mut epochs = crate::storage::epochs::EpochHistory::default();
-        epochs.begin(Offset::ZERO);
+        epochs.begin(epochs.next(), Offset::ZERO).expect("no epoch is before the first");
         PartitionDescription {
             topic_id: name.topic_id,
             partition: name.partition.get(),
@@ -265,7 +265,7 @@ impl Opening<'_> {
         end: Offset,
     ) -> Result<(), Error> {
         let mut next = description.clone();
-        next.epochs.begin(end);
+        next.epochs.begin(next.epochs.next(), end).expect("the next epoch is above all");
         match next.write(self.folder) {
             Ok(()) => *description = next,
             Err(error) if error.passes() => {
