@@ -208,10 +208,12 @@ impl Active {
     }
 
     fn commit(&mut self, now: Duration, index: MetadataIndex, records: &[Record]) -> Vec<Command> {
-        Arc::make_mut(&mut self.image).apply(index, records);
+        let proposal = self.proposal.take_if(|proposal| proposal.records == records);
+        // The image has the records of a proposal since it was put together.
+        let new = if proposal.is_some() { &[] } else { records };
+        Arc::make_mut(&mut self.image).apply(index, new);
         self.sessions.committed(now, index, records);
-        let is_ours = |proposal: &mut Proposal| proposal.records == records;
-        self.proposal.take_if(is_ours).map_or_else(Vec::new, |proposal| proposal.answers)
+        proposal.map_or_else(Vec::new, |proposal| proposal.answers)
     }
 
     /// Puts the next entry together, if none is under way and there is something to decide.
