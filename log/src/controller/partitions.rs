@@ -100,6 +100,9 @@ pub(super) fn settle(
         .filter(|id| old.is_complete_on(*id) && !new.isr.contains(id) && !lost.contains(id))
         .collect();
     elect(&mut new, preferred, brokers);
+    // Who was elected from the ELR is in sync now, and may have been what was missing.
+    finish_reassignment(&mut new);
+    new.elr.retain(|id| new.replicas.contains(id));
     if new.isr.len() >= min_isr(&new) {
         new.elr.clear();
     }
