@@ -49,6 +49,8 @@
 mod broker;
 mod clock;
 mod config;
+#[allow(dead_code, unused_imports, reason = "the broker of a cluster drives it")]
+mod controller;
 mod error;
 mod groups;
 mod log;

@@ -69,6 +69,10 @@ struct StoredTopic {
     configs: Overrides,
 }
 
+/// What [`is_valid_name`] asks for, for people.
+pub(crate) const NAME_RULE: &str = "a topic name has 1 to 249 of the characters a-z, A-Z, 0-9, \
+    '.', '_' and '-', and is neither '.' nor '..'";
+
 /// Whether a topic may have this name: Kafka's rule.
 pub(crate) fn is_valid_name(name: &str) -> bool {
     !name.is_empty()

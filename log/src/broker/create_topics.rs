@@ -13,7 +13,7 @@ use super::describe_configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
 use crate::config::MAX_PARTITIONS;
 use crate::log::Log;
 use crate::topic_config::{Overrides, SETTINGS, TopicConfig};
-use crate::topics::{NewTopic, Topic, is_valid_name};
+use crate::topics::{NAME_RULE, NewTopic, Topic, is_valid_name};
 
 impl Log {
     pub(super) async fn create_topics(
@@ -170,11 +170,7 @@ fn check_name(name: &str) -> Result<(), Refused> {
     if is_valid_name(name) {
         return Ok(());
     }
-    Err(Refused::new(
-        ErrorCode::InvalidTopicException,
-        "a topic name has 1 to 249 of the characters a-z, A-Z, 0-9, '.', '_' and '-', and is \
-         neither '.' nor '..'",
-    ))
+    Err(Refused::new(ErrorCode::InvalidTopicException, NAME_RULE))
 }
 
 fn exists(name: &str) -> Refused {
