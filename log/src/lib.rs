@@ -56,9 +56,11 @@ mod producers;
 mod storage;
 mod topic_config;
 mod topics;
+mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
 pub use log::{Log, PartitionStatus};
 pub use storage::{Disk, DiskFile, FileSystem};
+pub use workers::{DiskTime, Workers};
