@@ -21,7 +21,15 @@ pub(crate) async fn run(
         loop {
             tokio::time::sleep(dice.time(pauses.clone())).await;
             let machine = &machines[dice.pick(0..machines.len())];
-            one(world, &dice, machine, &clients[dice.pick(0..clients.len())]).await;
+            // Who talks to it: clients, and the other machines.
+            let others =
+                machines.iter().map(|other| other.name()).filter(|it| *it != machine.name());
+            let others: Vec<&str> = clients.iter().map(String::as_str).chain(others).collect();
+            // What one of two keeps, nobody else may have.
+            if machines.len() > 2 && dice.chance(0.05) {
+                machine.end(End::Disk);
+            }
+            one(world, &dice, machine, others[dice.pick(0..others.len())]).await;
         }
     };
     // The time is up: whatever trouble there is ends.
@@ -43,19 +51,19 @@ pub(crate) async fn check_machines(machines: &[Arc<Machine>]) -> Result<(), Stri
     Ok(())
 }
 
-async fn one(world: &World, dice: &Dice, machine: &Machine, client: &str) {
+async fn one(world: &World, dice: &Dice, machine: &Machine, other: &str) {
     let network = &world.network;
     match dice.pick(0..10) {
         0..=2 => machine.end(End::Power),
         3 => machine.end(End::Process),
-        4 | 5 => network.break_connections(client, machine.name()),
+        4 | 5 => network.break_connections(other, machine.name()),
         6 => {
             machine.set_slow(true);
             tokio::time::sleep(dice.time(ms(100)..ms(5000))).await;
             machine.set_slow(false);
         }
         direction => {
-            let (one, other) = (client, machine.name());
+            let one = machine.name();
             if direction != 8 {
                 network.cut(one, other);
             }

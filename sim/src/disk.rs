@@ -34,6 +34,8 @@ pub(crate) enum End {
     Process,
     /// The machine: what was not flushed is lost, or not.
     Power,
+    /// The machine and what was on its disk.
+    Disk,
 }
 
 /// How likely each call fails, while things go wrong.
@@ -193,7 +195,8 @@ impl Life {
         self.note(format_args!("ends: {end:?}"));
         let unflushed = std::mem::take(&mut *lock(&self.unflushed));
         let mut left = Unflushed::default();
-        if self.root.exists()
+        if end != End::Disk
+            && self.root.exists()
             && let Err(error) = self.copy(&self.root, &self.next_root, end, &unflushed, &mut left)
         {
             self.world.fail(format!("the simulator could not copy {}: {error}", self.name));

@@ -7,7 +7,7 @@
 //!   apply    ─────────┘   breaks                       └─ …
 //! ```
 //!
-//! A run is a [`Workload`] with a seed. While it works, [`chaos`] cuts power, ends processes, slows
+//! A run is a [`Workload`] with a seed. While it works, `chaos` cuts power, ends processes, slows
 //! disks and parts hosts; then everything heals, and an oracle says whether what was promised was
 //! kept. Everything that depends on chance is thrown from the seed, and the trace of what happened
 //! has a hash: the same seed is the same run.
@@ -32,6 +32,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 pub use plant::Plant;
+pub use trace::Show;
 use trace::Trace;
 use world::World;
 
@@ -56,8 +57,8 @@ pub struct Order {
     pub seed: u64,
     /// What is to be wrong.
     pub plant: Option<Plant>,
-    /// Whether the trace is printed.
-    pub show: bool,
+    /// How much of the trace is printed.
+    pub show: Show,
 }
 
 /// A run that is done.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, ValueEnum};
 use rand_process::SeedableRng;
-use tailwater_sim::{Order, Plant, Workload};
+use tailwater_sim::{Order, Plant, Show, Workload};
 
 /// The whole system under one seed.
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ struct Arguments {
     /// With `--seed`: only how it ended.
     #[arg(long)]
     quiet: bool,
+    /// With `--seed`: what is in each message, too.
+    #[arg(long)]
+    messages: bool,
     /// With `--seed`: what the program itself says too, as RUST_LOG would select it.
     #[arg(long)]
     logs: Option<String>,
@@ -81,12 +84,12 @@ fn one(arguments: &Arguments, seed: u64) -> std::io::Result<bool> {
     };
     // The same names in every run.
     std::env::set_current_dir(&folder)?;
-    let order = Order {
-        workload: arguments.workload,
-        seed,
-        plant: arguments.plant,
-        show: !arguments.quiet,
+    let show = match (arguments.quiet, arguments.messages) {
+        (true, _) => Show::Nothing,
+        (_, true) => Show::Messages,
+        _ => Show::Lines,
     };
+    let order = Order { workload: arguments.workload, seed, plant: arguments.plant, show };
     let outcome = tailwater_sim::run(order)?;
     let panicked = PANICKED.load(Ordering::SeqCst).then(|| "something panicked".to_owned());
     let failure = panicked.or(outcome.failure);

@@ -87,9 +87,13 @@ impl Network {
         Self { shared: Arc::new(shared) }
     }
 
-    /// What a process on `host` calls over.
-    pub(crate) fn end(&self, host: &str) -> Arc<dyn tailwater_kafka::Network> {
-        Arc::new(NetworkEnd { network: self.clone(), host: host.to_owned() })
+    /// What a process on `host` calls over, until it is `off`.
+    pub(crate) fn end(
+        &self,
+        host: &str,
+        off: CancellationToken,
+    ) -> Arc<dyn tailwater_kafka::Network> {
+        Arc::new(NetworkEnd { network: self.clone(), host: host.to_owned(), off })
     }
 
     /// A broker can be reached at `address` until it is `off`.
@@ -166,7 +170,12 @@ impl Network {
         !self.state().is_healed && self.shared.dice.chance(BREAK)
     }
 
-    fn connect(&self, client: &str, address: &str) -> io::Result<SimLine> {
+    fn connect(
+        &self,
+        client: &str,
+        client_off: CancellationToken,
+        address: &str,
+    ) -> io::Result<SimLine> {
         let broker = self.state().brokers.get(address).cloned();
         let broker = broker.filter(|broker| !broker.off.is_cancelled());
         let broker = broker.ok_or(io::ErrorKind::ConnectionRefused)?;
@@ -189,6 +198,7 @@ impl Network {
             host,
             node: Some(broker.node),
             off: broker.off,
+            client_off,
             broken,
             closed: closed.clone(),
             to_broker: VecDeque::new(),
@@ -210,6 +220,7 @@ impl Network {
 struct NetworkEnd {
     network: Network,
     host: String,
+    off: CancellationToken,
 }
 
 #[async_trait]
@@ -220,7 +231,10 @@ impl tailwater_kafka::Network for NetworkEnd {
             let at = self.network.arrives(None);
             self.network.arrival(Some(at), from, to).await;
         }
-        Ok(Arc::new(self.network.connect(&self.host, address)?))
+        if self.off.is_cancelled() {
+            return Err(io::ErrorKind::NetworkDown.into());
+        }
+        Ok(Arc::new(self.network.connect(&self.host, self.off.clone(), address)?))
     }
 }
 
@@ -278,6 +292,7 @@ struct Driver {
     /// `None` once its power is off.
     node: Option<Arc<dyn Node>>,
     off: CancellationToken,
+    client_off: CancellationToken,
     broken: CancellationToken,
     /// By the client.
     closed: CancellationToken,
@@ -329,7 +344,10 @@ impl Driver {
             self.node = None;
         }
         match over {
-            Over::ClientGone => self.linger().await,
+            Over::ClientGone => {
+                self.closed.cancel();
+                self.linger().await;
+            }
             Over::Broken => self.closed.cancel(),
             // Nobody is there to say that nobody is there.
             Over::PowerOff if self.network.shared.dice.chance(0.3) => {
@@ -353,6 +371,7 @@ impl Driver {
             biased;
             () = self.off.cancelled() => Event::Over(Over::PowerOff),
             () = self.broken.cancelled() => Event::Over(Over::Broken),
+            () = self.client_off.cancelled() => Event::Over(Over::ClientGone),
             event = next_call(&self.closed, incoming) => event,
             Some((api, response, answer)) = self.running.next(), if !self.running.is_empty() => {
                 Event::Answered(api, response, answer)

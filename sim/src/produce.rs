@@ -29,7 +29,18 @@ struct History {
     appended: BTreeMap<(TopicPartition, String), Vec<String>>,
     acknowledged: BTreeSet<String>,
     read: BTreeMap<TopicPartition, Values>,
+    committed: BTreeMap<TopicPartition, Commits>,
 }
+
+/// Where a group said that it is on a partition.
+#[derive(Debug, Default)]
+struct Commits {
+    asked: BTreeSet<Offset>,
+    is_any_done: bool,
+}
+
+/// The readers' group.
+const GROUP: &str = "readers";
 
 /// A run of this workload.
 #[derive(Debug, Clone)]
@@ -145,6 +156,7 @@ impl Run {
     /// Reads a partition for ever, and looks whether what it reads stays.
     async fn follow(self, partition: TopicPartition) {
         let client = self.world.client("reader", &self.brokers).await;
+        let dice = self.world.dice(&format!("reader {partition}"));
         let mut from = Offset::ZERO;
         loop {
             let config = ReaderConfig {
@@ -157,7 +169,10 @@ impl Run {
                 match reader.next().await {
                     Ok(batches) => {
                         let values = values(batches);
-                        self.see(&partition, values.iter().cloned().collect());
+                        self.see(&partition, values.into_iter().collect());
+                        if dice.chance(0.2) {
+                            self.commit(&client, &partition, reader.position()).await;
+                        }
                     }
                     Err(error @ tailwater_kafka::Error::OffsetOutOfRange { .. }) => {
                         self.world.fail(format!("{partition} lost what was read: {error}"));
@@ -171,6 +186,14 @@ impl Run {
                 }
             }
             from = reader.position();
+        }
+    }
+
+    async fn commit(&self, client: &Client, partition: &TopicPartition, offset: Offset) {
+        let of = || partition.clone();
+        self.history().committed.entry(of()).or_default().asked.insert(offset);
+        if client.commit_offsets(GROUP, &[(of(), offset)]).await.is_ok() {
+            self.history().committed.entry(of()).or_default().is_any_done = true;
         }
     }
 
@@ -193,9 +216,12 @@ impl Run {
         for partition in &self.partitions {
             kept.insert(partition.clone(), self.read_all(&client, partition).await?);
         }
+        let groups = client.fetch_offsets(GROUP, &self.partitions).await;
+        let groups = groups.map_err(|error| format!("ask for the group's offsets: {error:?}"))?;
         let history = self.history();
         check_once(&history, &kept)?;
         check_order(&history, &kept)?;
+        check_group(&history, self.partitions.iter().zip(groups))?;
         for (partition, read) in &history.read {
             for (offset, value) in read {
                 let now = kept.get(partition).and_then(|values| values.get(offset));
@@ -329,6 +355,25 @@ fn check_order(history: &History, kept: &BTreeMap<TopicPartition, Values>) -> Re
         let found: Vec<&String> = values.filter(|value| value.starts_with(&prefix)).collect();
         if !found.iter().copied().eq(appended.iter().take(found.len())) {
             return Err(format!("{partition}: of {life} there is {found:?}, not {appended:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// What the group has committed is one of the offsets it asked for, and not lost. An earlier one may
+/// stand there: a request that was sent again may arrive twice.
+fn check_group<'a>(
+    history: &History,
+    found: impl Iterator<Item = (&'a TopicPartition, Option<Offset>)>,
+) -> Result<(), String> {
+    for (partition, found) in found {
+        let Some(commits) = history.committed.get(partition) else { continue };
+        let is_well = match found {
+            Some(found) => commits.asked.contains(&found),
+            None => !commits.is_any_done,
+        };
+        if !is_well {
+            return Err(format!("{partition}: the group is at {found:?}, not one of {commits:?}"));
         }
     }
     Ok(())

@@ -37,7 +37,18 @@ pub(crate) struct Trace {
 struct Inner {
     hasher: DefaultHasher,
     lines: u64,
-    is_shown: bool,
+    show: Show,
+}
+
+/// How much of a trace is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Show {
+    /// Nothing.
+    Nothing,
+    /// A line for each thing that happens.
+    Lines,
+    /// With what is in each message.
+    Messages,
 }
 
 impl Debug for Inner {
@@ -47,8 +58,8 @@ impl Debug for Inner {
 }
 
 impl Trace {
-    pub(crate) fn new(is_shown: bool) -> Self {
-        let inner = Inner { hasher: DefaultHasher::new(), lines: 0, is_shown };
+    pub(crate) fn new(show: Show) -> Self {
+        let inner = Inner { hasher: DefaultHasher::new(), lines: 0, show };
         Self { inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -58,7 +69,7 @@ impl Trace {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         hash_into(&mut inner.hasher, format_args!("{at} {who} {what}\n"));
         inner.lines += 1;
-        if inner.is_shown {
+        if inner.show >= Show::Lines {
             let (seconds, micros) = (at / 1_000_000, at % 1_000_000);
             let mut out = std::io::stdout().lock();
             // Who reads it may have gone.
@@ -74,6 +85,10 @@ impl Trace {
             hasher.finish()
         };
         self.note("network", format_args!("{way} #{:08x}", digest >> 32));
+        if self.inner.lock().unwrap_or_else(PoisonError::into_inner).show >= Show::Messages {
+            // Who reads it may have gone.
+            drop(writeln!(std::io::stdout().lock(), "             {contents:?}"));
+        }
     }
 
     /// The hash of everything so far, and how many lines that were.

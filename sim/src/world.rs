@@ -83,7 +83,10 @@ impl World {
             call_timeout: Duration::from_secs(20),
         };
         loop {
-            let way = Transport::simulated(brokers.to_vec(), self.network.end(host));
+            let way = Transport::simulated(
+                brokers.to_vec(),
+                self.network.end(host, CancellationToken::new()),
+            );
             match Client::connect(config.clone(), way).await {
                 Ok(client) => return client,
                 Err(_) => tokio::time::sleep(ms(100)).await,
