@@ -115,8 +115,7 @@ impl Topics {
             fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         }
         disk::sync_folder(&*topics.shared.config.disk, data_dir)?;
-        for entry in fs::read_dir(&topics.live).map_err(Error::io("list", &topics.live))? {
-            let folder = entry.map_err(Error::io("list", &topics.live))?.path();
+        for folder in list_folders(&topics.live)? {
             let topic = topics.open_topic(&folder, |folder, name, config, shared| {
                 Ok(Partition::open(folder, name, config, shared))
             })?;
@@ -254,6 +253,15 @@ impl Topics {
             .insert(topic.name.clone(), Arc::clone(&topic));
         topic
     }
+}
+
+/// What lies in `folder`, by name: the same order at every start.
+fn list_folders(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>();
+    let mut paths: Vec<PathBuf> = paths.map_err(Error::io("list", folder))?;
+    paths.sort_unstable();
+    Ok(paths)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! One-word commands for people and CI: `cargo xtask demo`, `test`, `bench`, `check`, `tidy`, `fmt`, `db`.
+//! One-word commands for people and CI: `cargo xtask demo`, `test`, `sim`, `bench`, `check`,
+//! `tidy`, `fmt`, `db`.
 //!
 //! A clean clone needs nothing else: `test` finds out what this machine lacks (`setup`), gets it
 //! where it may, runs every test and says in its last line what it could not cover.
@@ -13,6 +14,7 @@ mod demo;
 mod session;
 mod setup;
 mod shell;
+mod sim;
 mod test;
 mod tidy;
 
@@ -35,6 +37,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Gets what the tests need, builds the binary, runs every test.
     Test(test::Arguments),
+    /// The whole system under many seeds, or one.
+    Sim(sim::Arguments),
     /// How fast, beside native replication and raw dumps.
     Bench(bench::Arguments),
     /// Format, lints, documentation, tidy, and the dependencies' licences and sources.
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&root, &arguments),
         Command::Test(arguments) => test::run(&root, &arguments),
+        Command::Sim(arguments) => sim::run(&root, &arguments),
         Command::Bench(arguments) => bench::run(&root, &arguments),
         Command::Check(arguments) => check::run(&root, &arguments),
         Command::Tidy => tidy::run(&root),

@@ -164,6 +164,15 @@ impl MemoryDatabase {
         self.lock().planted == Some(bug)
     }
 
+    /// As [`enter`](Self::enter), for a session that began after so many crashes: the next one has
+    /// ended it.
+    pub(crate) async fn enter_in(&self, crashes: u64, op: Op) -> Result<Leave<'_>, TargetError> {
+        if self.lock().crashes != crashes {
+            return Err(TargetError::unavailable(format!("{op:?}"), "the database has crashed"));
+        }
+        self.enter(op).await
+    }
+
     pub(crate) async fn enter(&self, op: Op) -> Result<Leave<'_>, TargetError> {
         match self.shared.faults.next(op) {
             None => Ok(Leave { database: self, op, fault: None }),

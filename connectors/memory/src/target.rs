@@ -44,7 +44,7 @@ impl Drop for MemoryTarget {
 #[async_trait]
 impl Target for MemoryTarget {
     async fn try_lock(&mut self, pipeline: &str) -> Result<bool, TargetError> {
-        let call = self.database.enter(Op::TryLock).await?;
+        let call = self.database.enter_in(self.crashes, Op::TryLock).await?;
         let got = {
             let mut inner = self.database.lock();
             let holder = inner.locks.entry(pipeline.to_owned()).or_insert(self.session);
@@ -55,14 +55,14 @@ impl Target for MemoryTarget {
     }
 
     async fn progress(&mut self, pipeline: &str) -> Result<Option<Progress>, TargetError> {
-        let call = self.database.enter(Op::Progress).await?;
+        let call = self.database.enter_in(self.crashes, Op::Progress).await?;
         let progress = self.database.progress(pipeline);
         call.leave().await?;
         Ok(progress)
     }
 
     async fn take_over(&mut self, initial: &Progress) -> Result<Progress, TargetError> {
-        let call = self.database.enter(Op::TakeOver).await?;
+        let call = self.database.enter_in(self.crashes, Op::TakeOver).await?;
         let progress = {
             let mut inner = self.database.lock();
             inner.flush();
@@ -80,7 +80,7 @@ impl Target for MemoryTarget {
         schema: &TableSchema,
         to: &TableId,
     ) -> Result<Option<TargetTable>, TargetError> {
-        let call = self.database.enter(Op::Describe).await?;
+        let call = self.database.enter_in(self.crashes, Op::Describe).await?;
         let described = {
             let inner = self.database.lock();
             match inner.tables.get(to) {
@@ -100,7 +100,7 @@ impl Target for MemoryTarget {
         schema: &TableSchema,
         to: &TableId,
     ) -> Result<(), TargetError> {
-        let call = self.database.enter(Op::CreateTable).await?;
+        let call = self.database.enter_in(self.crashes, Op::CreateTable).await?;
         if self.transaction.is_some() {
             return Err(bug("create_table", "within a transaction"));
         }
@@ -118,7 +118,7 @@ impl Target for MemoryTarget {
         to: &TableId,
         route: &(dyn for<'a> Fn(&'a TableId) -> Option<TableId> + Sync),
     ) -> Result<(), TargetError> {
-        let call = self.database.enter(Op::FinishTable).await?;
+        let call = self.database.enter_in(self.crashes, Op::FinishTable).await?;
         if self.transaction.is_some() {
             return Err(bug("finish_table", "within a transaction"));
         }
@@ -140,14 +140,14 @@ impl Target for MemoryTarget {
     }
 
     async fn is_empty(&mut self, to: &TableId) -> Result<bool, TargetError> {
-        let call = self.database.enter(Op::IsEmpty).await?;
+        let call = self.database.enter_in(self.crashes, Op::IsEmpty).await?;
         let empty = self.database.lock().tables.get(to).is_none_or(|table| table.row_count() == 0);
         call.leave().await?;
         Ok(empty)
     }
 
     async fn begin(&mut self) -> Result<(), TargetError> {
-        let call = self.database.enter(Op::Begin).await?;
+        let call = self.database.enter_in(self.crashes, Op::Begin).await?;
         if self.transaction.is_some() {
             return Err(bug("begin", "a transaction is running"));
         }
@@ -158,7 +158,7 @@ impl Target for MemoryTarget {
 
     async fn clear(&mut self, tables: &[Arc<Table>]) -> Result<(), TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::Clear).await?;
+        let call = database.enter_in(self.crashes, Op::Clear).await?;
         for table in tables {
             self.table(&table.target.name)?.clear();
         }
@@ -167,7 +167,7 @@ impl Target for MemoryTarget {
 
     async fn savepoint(&mut self) -> Result<(), TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::Savepoint).await?;
+        let call = database.enter_in(self.crashes, Op::Savepoint).await?;
         let transaction = self.running()?;
         transaction.savepoint = Some(transaction.tables.clone());
         call.leave().await
@@ -175,7 +175,7 @@ impl Target for MemoryTarget {
 
     async fn rollback_to_savepoint(&mut self) -> Result<(), TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::RollbackToSavepoint).await?;
+        let call = database.enter_in(self.crashes, Op::RollbackToSavepoint).await?;
         let transaction = self.running()?;
         match &transaction.savepoint {
             Some(tables) => transaction.tables = tables.clone(),
@@ -186,7 +186,7 @@ impl Target for MemoryTarget {
 
     async fn step(&mut self, step: &Step) -> Result<StepOutcome, TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::Step).await?;
+        let call = database.enter_in(self.crashes, Op::Step).await?;
         let outcome = match step {
             Step::Truncate(tables) => {
                 for table in tables {
@@ -218,7 +218,7 @@ impl Target for MemoryTarget {
         policy: ConflictPolicy,
     ) -> Result<u64, TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::Replay).await?;
+        let call = database.enter_in(self.crashes, Op::Replay).await?;
         let mut repaired = 0;
         let unasked = database.has(Planted::RepairsUnasked);
         let policy = if unasked { ConflictPolicy::Repair } else { policy };
@@ -240,7 +240,7 @@ impl Target for MemoryTarget {
     }
 
     async fn rollback(&mut self) -> Result<(), TargetError> {
-        let call = self.database.enter(Op::Rollback).await?;
+        let call = self.database.enter_in(self.crashes, Op::Rollback).await?;
         self.transaction = None;
         call.leave().await
     }
@@ -253,15 +253,12 @@ impl MemoryTarget {
 
     async fn commit_with(&mut self, progress: &Progress, flush: bool) -> Result<(), TargetError> {
         let database = self.database.clone();
-        let call = database.enter(Op::Commit).await?;
+        let call = database.enter_in(self.crashes, Op::Commit).await?;
         let Some(transaction) = self.transaction.take() else {
             return Err(bug("commit", "no transaction is running"));
         };
         {
             let mut inner = self.database.lock();
-            if inner.crashes != self.crashes {
-                return Err(TargetError::unavailable("commit", "the database has crashed"));
-            }
             if flush {
                 inner.flush();
             } else {

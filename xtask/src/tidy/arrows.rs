@@ -44,6 +44,19 @@ const ARROWS: &[(&str, &[&str], &str)] = &[
         ],
         "the binary knows the product, not its tests",
     ),
+    (
+        "tailwater-sim",
+        &[
+            "tailwater-apply",
+            "tailwater-capture",
+            "tailwater-change",
+            "tailwater-kafka",
+            "tailwater-log",
+            "tailwater-memory",
+            "tailwater-registry",
+        ],
+        "it runs everything between two databases in memory",
+    ),
     ("tailwater-scratch", &[], "servers for tests must not need what is tested"),
     ("xtask", &["tailwater-scratch"], "it must build while the product does not"),
 ];

@@ -1,0 +1,224 @@
+//! A machine with a log node: it starts, is cut off, and starts again from what its disk kept.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tailwater_kafka::{BrokerId, Node};
+use tailwater_log::{Clock, Config, Disk, FlushPolicy, Log, Workers};
+use tokio::task::JoinSet;
+
+use crate::dice::{Dice, ms};
+use crate::disk::{DiskFaults, End, SimDisk, Unflushed};
+use crate::plant::Plant;
+use crate::trace;
+use crate::world::World;
+
+/// The port of every broker.
+const PORT: u16 = 9092;
+
+/// What a machine is like in this run.
+#[derive(Debug, Clone)]
+pub(crate) struct Make {
+    pub(crate) segment_bytes: u64,
+    pub(crate) tail_bytes: usize,
+    pub(crate) retention_check: Duration,
+    pub(crate) disk: DiskFaults,
+}
+
+impl Make {
+    pub(crate) fn throw(dice: &Dice) -> Self {
+        // Half of the machines have a sound disk, so that not every life is a short one.
+        let sound = dice.chance(0.5);
+        let rate = |most: f64| {
+            if sound { 0.0 } else { most * dice.fraction() }
+        };
+        Self {
+            segment_bytes: 1 << dice.pick(11..17),
+            tail_bytes: [0, 1 << 10, 1 << 20][dice.pick(0..3)],
+            retention_check: dice.time(ms(1000)..ms(20_000)),
+            disk: DiskFaults {
+                power_cut: rate(0.01),
+                no_space: rate(0.01),
+                failed_flush: rate(0.004),
+            },
+        }
+    }
+}
+
+/// A machine. It runs until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    name: String,
+    shared: Arc<Shared>,
+    _task: JoinSet<()>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// Of the life that is going on.
+    now: Mutex<Option<(SimDisk, Option<Arc<Log>>)>>,
+}
+
+impl Machine {
+    pub(crate) fn start(world: &World, number: i32, make: Make) -> Self {
+        let name = format!("node-{number}");
+        let shared = Arc::new(Shared::default());
+        let lives = Lives {
+            world: world.clone(),
+            name: name.clone(),
+            number,
+            make,
+            dice: world.dice(&format!("{name} lives")),
+            shared: Arc::clone(&shared),
+        };
+        let mut task = JoinSet::new();
+        task.spawn(lives.run());
+        Self { name, shared, _task: task }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where its broker is reached.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{PORT}", self.name)
+    }
+
+    /// Ends the life that is going on.
+    pub(crate) fn end(&self, end: End) {
+        if let Some((disk, _)) = &*self.now() {
+            disk.end(end);
+        }
+    }
+
+    /// Has the disk take long, or no longer.
+    pub(crate) fn set_slow(&self, slow: bool) {
+        if let Some((disk, _)) = &*self.now() {
+            disk.set_slow(slow);
+        }
+    }
+
+    /// Starts anew if the disk has failed in this life: that is what the operator is told to do.
+    pub(crate) fn repair(&self) {
+        if let Some((disk, _)) = &*self.now()
+            && disk.has_failed()
+        {
+            disk.end(End::Process);
+        }
+    }
+
+    /// Once it is up: why a partition serves nobody, if there is one.
+    pub(crate) async fn offline(&self) -> Option<String> {
+        let log = loop {
+            if let Some((disk, Some(log))) = &*self.now()
+                && !disk.off().is_cancelled()
+            {
+                break Arc::clone(log);
+            }
+            tokio::time::sleep(ms(10)).await;
+        };
+        let mut offline = log.partitions().into_iter().filter_map(|partition| {
+            let why = partition.offline?;
+            Some(format!("{}-{}: {why}", partition.topic, partition.partition))
+        });
+        offline.next()
+    }
+
+    fn now(&self) -> std::sync::MutexGuard<'_, Option<(SimDisk, Option<Arc<Log>>)>> {
+        self.shared.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One life after the other.
+struct Lives {
+    world: World,
+    name: String,
+    number: i32,
+    make: Make,
+    dice: Dice,
+    shared: Arc<Shared>,
+}
+
+impl Lives {
+    async fn run(self) {
+        let mut left = Unflushed::default();
+        for life in 0.. {
+            let disk = SimDisk::new(&self.world, &self.name, life, self.make.disk, left);
+            self.set_now(Some((disk.clone(), None)));
+            self.live(&disk).await;
+            self.set_now(None);
+            left = disk.take_left();
+            drop(std::fs::remove_dir_all(disk.root()));
+            tokio::time::sleep(self.dice.time(ms(5)..ms(2000))).await;
+        }
+    }
+
+    /// Until the power is off, or the process has ended.
+    async fn live(&self, disk: &SimDisk) {
+        self.note("starts");
+        let opened = tokio::select! {
+            biased;
+            () = disk.off().cancelled() => return,
+            opened = Log::open(self.config(disk)) => opened,
+        };
+        let log = match opened {
+            Ok(log) => log,
+            Err(error) => {
+                if !disk.has_failed() && !disk.off().is_cancelled() {
+                    self.world.fail(format!("{} does not start: {error:?}", self.name));
+                }
+                disk.end(End::Process);
+                return;
+            }
+        };
+        self.note("is up");
+        self.set_now(Some((disk.clone(), Some(Arc::clone(&log)))));
+        let address = format!("{}:{PORT}", self.name);
+        let node = Arc::clone(&log) as Arc<dyn Node>;
+        self.world.network.attach(&address, node, disk.off().clone());
+        disk.off().cancelled().await;
+        self.world.network.detach(&address);
+    }
+
+    fn config(&self, disk: &SimDisk) -> Config {
+        let flush = match self.world.plant {
+            Some(Plant::AcksBeforeFlush) => FlushPolicy::Never,
+            _ => FlushPolicy::Always,
+        };
+        Config {
+            node_id: BrokerId::new(self.number),
+            advertised_host: self.name.clone(),
+            advertised_port: PORT,
+            segment_bytes: self.make.segment_bytes,
+            flush,
+            retention: None,
+            retention_check: self.make.retention_check,
+            auto_create_topics: false,
+            tail_bytes: self.make.tail_bytes,
+            reserve_bytes: 0,
+            clock: Arc::new(SimClock),
+            disk: Arc::new(disk.clone()) as Arc<dyn Disk>,
+            workers: Workers::Tasks(Arc::new(disk.clone())),
+            ..Config::new(disk.root())
+        }
+    }
+
+    fn set_now(&self, now: Option<(SimDisk, Option<Arc<Log>>)>) {
+        *self.shared.now.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn note(&self, what: &str) {
+        self.world.trace.note(&self.name, format_args!("{what}"));
+    }
+}
+
+/// The simulated time of day.
+#[derive(Debug)]
+struct SimClock;
+
+impl Clock for SimClock {
+    fn now_ms(&self) -> i64 {
+        trace::now_ms()
+    }
+}

@@ -1,0 +1,96 @@
+//! What a run has in common: its seed, its trace, its network, whether things go wrong at the
+//! moment, and the first thing that must not have happened.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tailwater_kafka::{Client, ClientConfig, Transport};
+use tokio_util::sync::CancellationToken;
+
+use crate::dice::{Dice, ms};
+use crate::network::Network;
+use crate::plant::Plant;
+use crate::trace::Trace;
+
+/// A run. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) trace: Trace,
+    pub(crate) network: Network,
+    pub(crate) plant: Option<Plant>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    faults: AtomicBool,
+    failure: Mutex<Option<String>>,
+    failed: CancellationToken,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, plant: Option<Plant>, trace: Trace) -> Self {
+        let shared = Arc::new(Shared {
+            faults: AtomicBool::new(true),
+            failure: Mutex::default(),
+            failed: CancellationToken::new(),
+        });
+        let network = Network::new(Dice::new(seed, "network"), trace.clone());
+        Self { seed, trace, network, plant, shared }
+    }
+
+    /// The dice of the component `label`.
+    pub(crate) fn dice(&self, label: &str) -> Dice {
+        Dice::new(self.seed, label)
+    }
+
+    /// Whether things go wrong.
+    pub(crate) fn has_faults(&self) -> bool {
+        self.shared.faults.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing goes wrong any more.
+    pub(crate) fn end_faults(&self) {
+        self.shared.faults.store(false, Ordering::Relaxed);
+        self.network.heal();
+        self.trace.note("world", format_args!("no more faults"));
+    }
+
+    /// Something that must not happen: the run ends. The first one is what is told.
+    pub(crate) fn fail(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.trace.note("world", format_args!("FAILED: {what}"));
+        let mut failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(what);
+        self.shared.failed.cancel();
+    }
+
+    /// Waits until something has failed.
+    pub(crate) async fn failed(&self) -> String {
+        self.shared.failed.cancelled().await;
+        let failure = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.clone().unwrap_or_default()
+    }
+
+    /// A client on `host`, as soon as a broker answers.
+    pub(crate) async fn client(&self, host: &str, brokers: &[String]) -> Client {
+        let config = ClientConfig {
+            client_id: host.to_owned(),
+            connect_timeout: ms(1000),
+            request_timeout: ms(2000),
+            call_timeout: Duration::from_secs(20),
+        };
+        loop {
+            let way = Transport::simulated(
+                brokers.to_vec(),
+                self.network.end(host, CancellationToken::new()),
+            );
+            match Client::connect(config.clone(), way).await {
+                Ok(client) => return client,
+                Err(_) => tokio::time::sleep(ms(100)).await,
+            }
+        }
+    }
+}
