@@ -1,16 +1,20 @@
 //! The numbers of the protocol as types, so that an offset is never taken for an epoch.
 //!
 //! Each holds exactly what the wire holds, including the protocol's sentinels (`-1` for "none"),
-//! which are named constants here: decoding never fails on a number, only its use may.
+//! which are named constants here: decoding never fails on a number, only its use may. In JSON each
+//! is its number, and a topic's identity its UUID, as text.
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Serialize, Deserialize)]
+        #[serde(transparent)]
         pub struct $name($inner);
 
         impl $name {
@@ -120,7 +124,8 @@ impl Sequence {
 }
 
 /// A topic's identity: a topic deleted and created anew under its name has another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct TopicId(Uuid);
 
 impl TopicId {
@@ -175,6 +180,22 @@ mod tests {
         assert_eq!(Sequence::new(i32::MAX).advance(1), Sequence::ZERO);
         assert_eq!(Sequence::new(i32::MAX - 2).advance(5), Sequence::new(2));
         assert_eq!(Sequence::ZERO.advance(7), Sequence::new(7));
+    }
+
+    #[test]
+    fn in_json_an_id_is_its_number_also_as_a_key() {
+        let owners = std::collections::BTreeMap::from([(BrokerId::new(3), Offset::new(-1))]);
+        let json = serde_json::to_string(&owners).unwrap();
+        assert_eq!(json, r#"{"3":-1}"#);
+        let read: std::collections::BTreeMap<BrokerId, Offset> =
+            serde_json::from_str(&json).unwrap();
+        assert_eq!(read, owners);
+
+        let id = TopicId::new(Uuid::from_u128(7));
+        assert_eq!(
+            serde_json::to_string(&id).unwrap(),
+            r#""00000000-0000-0000-0000-000000000007""#
+        );
     }
 
     #[test]

@@ -52,6 +52,8 @@ mod config;
 mod error;
 mod groups;
 mod log;
+#[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
+mod metadata;
 mod producers;
 mod storage;
 mod topic_config;
