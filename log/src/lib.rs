@@ -55,6 +55,8 @@ mod log;
 #[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
 mod metadata;
 mod producers;
+#[allow(dead_code, unused_imports, reason = "the controller and the broker of a cluster use it")]
+mod quorum;
 mod storage;
 mod topic_config;
 mod topics;
