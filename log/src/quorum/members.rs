@@ -5,6 +5,7 @@
 //! vote again in what it has voted in before.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::ChangeMembers;
@@ -13,7 +14,7 @@ use tokio::sync::{Mutex, MutexGuard};
 
 use super::QuorumError;
 use super::peers::Peers;
-use super::types::{Member, Metrics, Raft, broker_id};
+use super::types::{LogId, Member, Metrics, Raft, StoredMembership, broker_id};
 
 /// How long a new member may take until it has what the others have, before it has to ask again.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -73,7 +74,7 @@ impl Members {
     /// [`QuorumError`]; the next leader tries again.
     pub(crate) async fn settle(&self) -> Result<(), QuorumError> {
         let _changing = self.one_at_a_time()?;
-        let members = self.raft.metrics().borrow().membership_config.clone();
+        let members = effective(&self.raft);
         match members.membership().get_joint_config().as_slice() {
             [_, .., last] => {
                 self.change(ChangeMembers::ReplaceAllVoters(last.clone()), false).await
@@ -89,8 +90,7 @@ impl Members {
     }
 
     fn known(&self, id: u64) -> (Option<Member>, bool) {
-        let metrics = self.raft.metrics();
-        let members = metrics.borrow().membership_config.clone();
+        let members = effective(&self.raft);
         let votes = members.membership().voter_ids().any(|voter| voter == id);
         (members.membership().get_node(&id).cloned(), votes)
     }
@@ -136,7 +136,12 @@ impl Members {
     }
 }
 
-fn has_nearly_all(matched: Option<&Option<super::types::LogId>>, last: Option<u64>) -> bool {
+/// The members as of the last entry, be it committed or not: those that Raft goes by.
+pub(crate) fn effective(raft: &Raft) -> Arc<StoredMembership> {
+    Arc::clone(&raft.metrics().borrow().membership_config)
+}
+
+fn has_nearly_all(matched: Option<&Option<LogId>>, last: Option<u64>) -> bool {
     let matched = matched.copied().flatten().map(|matched| matched.index);
     matched.is_some_and(|matched| matched + NEARLY >= last.unwrap_or(0))
 }

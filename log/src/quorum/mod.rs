@@ -413,7 +413,7 @@ async fn lead_alone(shared: &Shared) {
         formation::begin(&shared.raft, [(id, Member { address, directory })].into()).await;
         return;
     }
-    let members = shared.raft.metrics().borrow().membership_config.clone();
+    let members = members::effective(&shared.raft);
     if members.voter_ids().eq([id])
         && let Err(fatal) = shared.raft.trigger().elect().await
     {

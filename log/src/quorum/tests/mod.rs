@@ -172,7 +172,20 @@ impl Cluster {
 
     /// Waits until `node` has applied what was proposed as `next`.
     async fn has(&self, node: i32, next: i64) {
-        until("caught up", || self.value(node) == next).await;
+        let caught_up = until("caught up", || self.value(node) == next);
+        if tokio::time::timeout(PATIENCE - DELAY, caught_up).await.is_err() {
+            panic!("node {node} has {}, not {next}\n{}", self.value(node), self.describe());
+        }
+    }
+
+    /// For failed tests: what each node knows.
+    fn describe(&self) -> String {
+        let describe = |node: i32| {
+            let quorum = self.node(node);
+            let metrics = quorum.shared.raft.metrics().borrow().clone();
+            format!("{node}: {:?}\n   {metrics}\n", quorum.watch().borrow().clone())
+        };
+        self.nodes().into_iter().map(describe).collect()
     }
 
     fn value(&self, node: i32) -> i64 {
