@@ -49,27 +49,20 @@
 mod broker;
 mod clock;
 mod config;
-#[allow(dead_code, unused_imports, reason = "the broker of a cluster drives it")]
-mod controller;
 mod error;
 mod groups;
 mod log;
 #[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
 mod metadata;
 mod producers;
-#[cfg_attr(
-    not(test),
-    expect(dead_code, unused_imports, reason = "the broker takes it up with its followers")
-)]
-mod replica;
+#[allow(dead_code, unused_imports, reason = "the controller and the broker of a cluster use it")]
+mod quorum;
 mod storage;
 mod topic_config;
 mod topics;
-mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
 pub use log::{Log, PartitionStatus};
 pub use storage::{Disk, DiskFile, FileSystem};
-pub use workers::{DiskTime, Workers};

@@ -15,6 +15,7 @@ pub(crate) mod epochs;
 mod flush;
 pub(crate) mod flusher;
 pub(crate) mod folder_lock;
+pub(crate) mod frames;
 mod index;
 pub(crate) mod journal;
 pub(crate) mod lookup;
