@@ -68,6 +68,8 @@ pub struct Config {
     pub reserve_bytes: u64,
     /// How long a producer that writes nothing is remembered, for its sequence numbers.
     pub producer_expiration: Duration,
+    /// How patient leaders are with their followers.
+    pub(crate) replica: crate::replica::Settings,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Where segments are written.
@@ -98,6 +100,7 @@ impl Config {
             request_bytes: 128 << 20,
             reserve_bytes: 4 << 20,
             producer_expiration: Duration::from_hours(24),
+            replica: crate::replica::Settings::default(),
             clock: Arc::new(SystemClock),
             disk: Arc::new(FileSystem),
         }

@@ -54,10 +54,12 @@ mod groups;
 mod log;
 #[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
 mod metadata;
+mod partitions;
 mod producers;
+mod replica;
 mod storage;
 mod topic_config;
-mod topics;
+
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};

@@ -20,6 +20,7 @@ use tailwater_kafka::Offset;
 use crate::Error;
 use crate::config::FlushPolicy;
 use crate::producers::{ProducerBatch, ProducerStates};
+use crate::replica::Event;
 use crate::storage::disk::{self, DiskFile};
 use crate::storage::index::SegmentIndex;
 use crate::storage::partition::{Acks, Files, NotKept, Online, Partition, Pending, Stopped, lock};
@@ -36,7 +37,7 @@ impl Partition {
         drop(files);
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return false };
-        online.scheduled = !online.pending.is_empty();
+        online.scheduled = online.has_work();
         online.scheduled
     }
 
@@ -169,7 +170,10 @@ impl Partition {
             FlushPolicy::Interval(_) | FlushPolicy::Never => Ok(()),
         });
         match outcome {
-            Ok(()) => self.note_durable(),
+            Ok(()) => {
+                self.note_durable();
+                self.begin_epoch(files);
+            }
             Err(error) => self.stop(Stopped::Offline(error.full_text())),
         }
     }
@@ -254,6 +258,8 @@ impl Partition {
                 );
             }
         }
+        // While it is flushed here, it is copied there.
+        state.wake_followers();
     }
 
     /// Flushes everything written, and notes how far. A failure takes the partition offline.
@@ -298,11 +304,36 @@ impl Partition {
     fn note_durable(&self) {
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return };
+        if online.durable_end == online.written_end {
+            return;
+        }
         online.durable_end = online.written_end;
         online.acknowledge_kept(Acks::Leader);
-        if online.advance_high_watermark(online.durable_end) {
-            state.wake();
+        state.tell(self, Event::Durable);
+    }
+
+    /// Notes the epoch in which this replica is to lead; then it leads.
+    fn begin_epoch(&self, files: &mut Files) {
+        let (leader_epoch, description) = {
+            let mut state = self.lock_state();
+            let starts = state.replica.starts();
+            let Ok(online) = state.online() else { return };
+            let Some(leader_epoch) = online.beginning.take() else { return };
+            // Another assignment may have come since; and what came before it must be written.
+            if starts != Some(leader_epoch) || !online.pending.is_empty() {
+                return;
+            }
+            if let Err(falls) = online.epochs.begin(leader_epoch, online.end) {
+                drop(state);
+                return self.stop(Stopped::Offline(falls.to_string()));
+            }
+            (leader_epoch, self.description(online, online.start))
+        };
+        let noted = self.flush_written(files).and_then(|()| description.write(&self.folder));
+        if let Err(error) = noted {
+            return self.stop(Stopped::Offline(error.full_text()));
         }
+        self.lock_state().tell(self, Event::EpochBegun { leader_epoch });
     }
 
     /// Makes as if the batches that are not written had never come.

@@ -17,8 +17,10 @@ use tailwater_kafka::{Offset, ProducerEpoch, ProducerId, RecordBatch};
 use crate::Error;
 use crate::producers::{ProducerBatch, ProducerStates};
 use crate::storage::checkpoint::{FlushedFile, PartitionDescription};
+use crate::replica::Replica;
 use crate::storage::compaction;
 use crate::storage::disk;
+use crate::storage::epochs::EpochHistory;
 use crate::storage::index::{self, SegmentIndex};
 use crate::storage::partition::{
     Condition, Files, Offsets, Online, Partition, PartitionName, Shared, State, Stopped, lock,
@@ -147,13 +149,11 @@ impl Partition {
     /// The system's.
     pub(crate) fn create(folder: &Path, name: &PartitionName) -> Result<(), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let mut epochs = crate::storage::epochs::EpochHistory::default();
-        epochs.begin(Offset::ZERO);
         PartitionDescription {
             topic_id: name.topic_id,
             partition: name.partition.get(),
             start: Offset::ZERO,
-            epochs,
+            epochs: EpochHistory::default(),
         }
         .write(folder)
     }
@@ -201,9 +201,8 @@ impl Opening<'_> {
         self.remove_before(&mut sealed, description.start)?;
 
         let producers = self.producers(&sealed, &last)?;
-        if !last.clean && !fresh {
-            self.begin_epoch(&mut description, last.end)?;
-        }
+        // What was noted for records that did not come to the disk.
+        description.epochs.truncate(last.end);
         // The seal of a segment that is written again must not be believed any more.
         disk::remove_file(&segment::path(self.folder, last_base, Kind::Index))?;
         flushed.write(last.end)?;
@@ -211,7 +210,7 @@ impl Opening<'_> {
             sealed,
             active: last.active,
             start: description.start,
-            high_watermark: last.end,
+            high_watermark: description.start,
             durable_end: last.end,
             written_end: last.end,
             end: last.end,
@@ -223,6 +222,8 @@ impl Opening<'_> {
             pending: std::collections::VecDeque::new(),
             acknowledgements: Vec::new(),
             tail: TailCache::default(),
+            leader_start: Offset::ZERO,
+            beginning: None,
             scheduled: false,
             compacted_to: Offset::ZERO,
             replacements: 0,
@@ -255,25 +256,6 @@ impl Opening<'_> {
             ));
         }
         Ok(description)
-    }
-
-    /// Begins a leader epoch after a crash. On a full disk the old one goes on: readers then do not
-    /// learn of a tail that was lost unflushed, but what there is can be read.
-    fn begin_epoch(
-        &self,
-        description: &mut PartitionDescription,
-        end: Offset,
-    ) -> Result<(), Error> {
-        let mut next = description.clone();
-        next.epochs.begin(end);
-        match next.write(self.folder) {
-            Ok(()) => *description = next,
-            Err(error) if error.passes() => {
-                tracing::warn!(error = %error.full_text(), "no new leader epoch");
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 
     /// Makes the first segment of a partition.

@@ -21,17 +21,23 @@ use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tailwater_kafka::{Offset, PartitionId, ProducerEpoch, ProducerId, RecordBatch, TopicId};
+use tailwater_kafka::{
+    LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, RecordBatch, TopicId,
+};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
 
 use crate::Config;
 use crate::producers::ProducerStates;
+use crate::replica::Replica;
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::read::ReadBelow;
 use crate::storage::reserve::Reserve;
+use crate::storage::role::Errands;
 use crate::storage::segment::{ActiveSegment, SealedSegment};
 use crate::storage::tail::TailCache;
 use crate::topic_config::TopicConfig;
@@ -46,12 +52,21 @@ pub(crate) struct Shared {
     pub(crate) partition_count: AtomicUsize,
     /// Space for getting out of a full disk.
     pub(crate) reserve: Arc<Reserve>,
+    /// What replicas want done outside of their partition.
+    pub(crate) errands: Errands,
+    started: Instant,
 }
 
 impl Shared {
     pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>, reserve: Reserve) -> Self {
         let (partition_count, reserve) = (AtomicUsize::new(0), Arc::new(reserve));
-        Self { config, folder_lock, partition_count, reserve }
+        let (errands, started) = (Errands::default(), Instant::now());
+        Self { config, folder_lock, partition_count, reserve, errands, started }
+    }
+
+    /// The time since this node started, which never goes backwards.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// A partition's share of the memory for recent batches.
@@ -139,9 +154,11 @@ pub(crate) struct Partition {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) condition: Condition,
+    /// What the cluster makes of this copy.
+    pub(super) replica: Replica,
     /// Readers that wait for more below the high watermark; each is woken once.
     pub(super) waiting: Vec<Arc<Notify>>,
-    /// Followers that wait for more at the end; each is woken once.
+    /// Followers that wait for more that is written; each is woken once.
     pub(super) followers: Vec<Arc<Notify>>,
 }
 
@@ -175,6 +192,10 @@ pub(super) struct Online {
     pub(super) pending: VecDeque<Pending>,
     pub(super) acknowledgements: Vec<AwaitedAck>,
     pub(super) tail: TailCache,
+    /// A follower's leader keeps nothing before this.
+    pub(super) leader_start: Offset,
+    /// An epoch in which this replica is to lead, once that is noted on the disk.
+    pub(super) beginning: Option<LeaderEpoch>,
     /// Whether the partition stands in the flusher's queue or is being written.
     pub(super) scheduled: bool,
     /// Compaction has looked at everything below.
@@ -243,7 +264,7 @@ impl State {
         self.wake_followers();
     }
 
-    /// Wakes the followers: there is more at the end.
+    /// Wakes the followers: there is more that is written.
     pub(super) fn wake_followers(&mut self) {
         for waiting in self.followers.drain(..) {
             waiting.notify_one();
@@ -258,6 +279,12 @@ impl Partition {
     /// If it serves nobody.
     pub(crate) fn offsets(&self) -> Result<Offsets, Stopped> {
         self.lock_state().online().map(|online| online.offsets())
+    }
+
+    /// The first offset that is not in a file.
+    #[cfg(test)]
+    pub(crate) fn written_end(&self) -> Offset {
+        self.lock_state().online().map_or(Offset::ZERO, |online| online.written_end)
     }
 
     /// The leader epochs.
@@ -287,7 +314,7 @@ impl Partition {
         let mut state = self.lock_state();
         match below {
             ReadBelow::HighWatermark => state.waiting.push(Arc::clone(waiting)),
-            ReadBelow::End => state.followers.push(Arc::clone(waiting)),
+            ReadBelow::Written => state.followers.push(Arc::clone(waiting)),
         }
     }
 
