@@ -1,11 +1,13 @@
-//! How a client reaches brokers: over TCP, or by a call into the node of the same process.
+//! How a client reaches brokers: over TCP, by a call into the node of the same process, or over the
+//! simulator's network.
 //!
-//! Both give a [`Connection`]: requests go out in the order of the calls, and each call resolves
+//! All give a [`Connection`]: requests go out in the order of the calls, and each call resolves
 //! with its own response. What rides on it (client, producer, reader) cannot tell which it is.
 
 mod in_process;
 mod sasl;
 mod security;
+mod simulated;
 mod tcp;
 
 use std::{
@@ -19,6 +21,8 @@ use std::{
 use in_process::InProcess;
 use security::Secured;
 pub use security::{SaslConfig, SaslMechanism, Security, TlsConfig};
+use simulated::Simulated;
+pub use simulated::{Line, Network};
 use tcp::Tcp;
 
 use crate::{
@@ -42,6 +46,7 @@ pub struct Transport {
 enum Way {
     Tcp { bootstrap: Arc<[String]>, secured: Secured },
     InProcess(Arc<dyn Node>),
+    Simulated { bootstrap: Arc<[String]>, network: Arc<dyn Network> },
 }
 
 impl std::fmt::Debug for Transport {
@@ -49,6 +54,9 @@ impl std::fmt::Debug for Transport {
         match &self.way {
             Way::Tcp { bootstrap, .. } => f.debug_tuple("Tcp").field(bootstrap).finish(),
             Way::InProcess(node) => f.debug_tuple("InProcess").field(&node.node_id()).finish(),
+            Way::Simulated { bootstrap, .. } => {
+                f.debug_tuple("Simulated").field(bootstrap).finish()
+            }
         }
     }
 }
@@ -75,25 +83,30 @@ impl Transport {
         Self { way: Way::InProcess(node) }
     }
 
+    /// A cluster in a simulated network, reached through any of `bootstrap`, each `host:port`.
+    #[must_use]
+    pub fn simulated(bootstrap: Vec<String>, network: Arc<dyn Network>) -> Self {
+        Self { way: Way::Simulated { bootstrap: bootstrap.into(), network } }
+    }
+
     /// A connection to any broker.
     pub(crate) async fn bootstrap(&self, settings: &Settings) -> Result<Connection, Error> {
-        match &self.way {
-            Way::InProcess(node) => Ok(Connection::in_process(node, settings)),
-            Way::Tcp { bootstrap, secured } => {
-                let mut last = None;
-                for address in bootstrap.iter() {
-                    match Connection::tcp(address, secured, settings).await {
-                        Ok(connection) => return Ok(connection),
-                        // Asking the others with the same password helps nobody.
-                        Err(error @ Error::Authentication { .. }) => return Err(error),
-                        Err(error) => last = Some(error),
-                    }
-                }
-                let addresses = bootstrap.join(", ");
-                let source = Box::new(last.unwrap_or(Error::Closed));
-                Err(Error::NoBroker { addresses, source })
+        let bootstrap = match &self.way {
+            Way::InProcess(node) => return Ok(Connection::in_process(node, settings)),
+            Way::Tcp { bootstrap, .. } | Way::Simulated { bootstrap, .. } => bootstrap,
+        };
+        let mut last = None;
+        for address in bootstrap.iter() {
+            match self.address(address, settings).await {
+                Ok(connection) => return Ok(connection),
+                // Asking the others with the same password helps nobody.
+                Err(error @ Error::Authentication { .. }) => return Err(error),
+                Err(error) => last = Some(error),
             }
         }
+        let addresses = bootstrap.join(", ");
+        let source = Box::new(last.unwrap_or(Error::Closed));
+        Err(Error::NoBroker { addresses, source })
     }
 
     /// A connection to broker `id`, which Metadata says is at `address`.
@@ -107,8 +120,17 @@ impl Transport {
             Way::InProcess(node) if node.node_id() == id => {
                 Ok(Connection::in_process(node, settings))
             }
+            _ => self.address(address, settings).await,
+        }
+    }
+
+    async fn address(&self, address: &str, settings: &Settings) -> Result<Connection, Error> {
+        match &self.way {
             Way::InProcess(_) => Connection::tcp(address, &Secured::default(), settings).await,
             Way::Tcp { secured, .. } => Connection::tcp(address, secured, settings).await,
+            Way::Simulated { network, .. } => {
+                Connection::simulated(address, &**network, settings).await
+            }
         }
     }
 }
@@ -134,6 +156,7 @@ pub(crate) struct Connection {
 enum Link {
     Tcp(Arc<Tcp>),
     InProcess(Arc<InProcess>),
+    Simulated(Arc<Simulated>),
 }
 
 /// The versions this client speaks. Capped where a newer version names topics by id only: every
@@ -173,6 +196,17 @@ impl Connection {
         Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, versions })
     }
 
+    async fn simulated(
+        address: &str,
+        network: &dyn Network,
+        settings: &Settings,
+    ) -> Result<Self, Error> {
+        let line = Simulated::connect(network, address, settings).await?;
+        let versions = line.supported_apis().into();
+        let link = Link::Simulated(Arc::new(line));
+        Ok(Self { id: NEXT_ID.fetch_add(1, Ordering::Relaxed), link, versions })
+    }
+
     /// Which connection this is, for as long as the process lives.
     pub(crate) fn id(&self) -> u64 {
         self.id
@@ -183,6 +217,7 @@ impl Connection {
         match &self.link {
             Link::Tcp(tcp) => tcp.is_closed(),
             Link::InProcess(link) => link.is_closed(),
+            Link::Simulated(line) => line.is_closed(),
         }
     }
 
@@ -190,6 +225,7 @@ impl Connection {
         match &self.link {
             Link::Tcp(tcp) => tcp.address(),
             Link::InProcess(_) => in_process::ADDRESS,
+            Link::Simulated(line) => line.address(),
         }
     }
 
@@ -213,6 +249,7 @@ impl Connection {
         let response = match &self.link {
             Link::Tcp(tcp) => tcp.call(version, &request).await?,
             Link::InProcess(link) => link.call(version, request).await?,
+            Link::Simulated(line) => line.call(version, request).await?,
         };
         R::try_from(response).map_err(|_| self.unexpected(api, "with a response of another kind"))
     }

@@ -11,4 +11,5 @@ mod producer;
 mod reader;
 mod security;
 mod server;
+mod simulated;
 mod wire;
