@@ -9,6 +9,7 @@ use tailwater_kafka::BrokerId;
 use crate::Error;
 use crate::clock::{Clock, SystemClock};
 use crate::storage::{Disk, FileSystem};
+use crate::workers::Workers;
 
 /// When what was written is flushed to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +75,8 @@ pub struct Config {
     pub clock: Arc<dyn Clock>,
     /// Where segments are written.
     pub disk: Arc<dyn Disk>,
+    /// Who does the work that blocks: threads, except in a simulation.
+    pub workers: Workers,
 }
 
 impl Config {
@@ -103,6 +106,7 @@ impl Config {
             replica: crate::replica::Settings::default(),
             clock: Arc::new(SystemClock),
             disk: Arc::new(FileSystem),
+            workers: Workers::default(),
         }
     }
 

@@ -60,9 +60,11 @@ mod replica;
 mod storage;
 mod topic_config;
 
+mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
 pub use log::{Log, PartitionStatus};
 pub use storage::{Disk, DiskFile, FileSystem};
+pub use workers::{DiskTime, Workers};

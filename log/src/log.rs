@@ -103,8 +103,9 @@ impl Log {
     /// were no files, no memory or no space is tried again while the node runs.
     pub async fn open(config: Config) -> Result<Arc<Self>, Error> {
         config.validate()?;
-        let opening = tokio::task::spawn_blocking(move || Self::open_blocking(config));
-        let log = Arc::new(opening.await.map_err(|_| Error::TaskFailed)??);
+        let workers = config.workers.clone();
+        let opened = workers.run(move || Self::open_blocking(config)).await;
+        let log = Arc::new(opened??);
         log.start_tasks();
         Ok(log)
     }
@@ -134,8 +135,8 @@ impl Log {
             outcome = outcome.and(ended.map_err(|_| Error::TaskFailed));
         }
         let log = Arc::clone(self);
-        let closing = tokio::task::spawn_blocking(move || log.close_blocking());
-        outcome = outcome.and(closing.await.map_err(|_| Error::TaskFailed).flatten());
+        let closing = self.shared.config.workers.run(move || log.close_blocking());
+        outcome = outcome.and(closing.await.flatten());
         self.shared.folder_lock.release();
         outcome
     }
@@ -170,7 +171,7 @@ impl Log {
     /// # Errors
     /// If a thread of the log died.
     pub async fn compact(&self) -> Result<u64, Error> {
-        compact(&self.topics).await
+        compact(&self.shared, &self.topics).await
     }
 
     /// The cluster's id: the same for the life of the data folder.
@@ -200,7 +201,7 @@ impl Log {
         let groups = Arc::new(Groups::new(groups));
         let topics = Arc::new(Topics::open(&data_dir, Arc::clone(&shared))?);
         let producers = Arc::new(ProducerRegistry::open(producers, &topics.producer_epochs())?);
-        let flusher = Flusher::start(config.flush_threads)?;
+        let flusher = Flusher::start(config.flush_threads, &config.workers)?;
         let room = Arc::new(Semaphore::new(config.pending_bytes));
         let stop_tasks = CancellationToken::new();
         Ok(Self {
@@ -237,6 +238,7 @@ impl Log {
             self.stop_tasks.clone(),
         ));
         tasks.spawn(open_refused(
+            Arc::clone(&self.shared),
             Arc::clone(&self.topics),
             Arc::clone(&self.producers),
             self.stop_tasks.clone(),
@@ -318,7 +320,7 @@ async fn sync_in_background(shared: Arc<Shared>, topics: Arc<Topics>, stop: Canc
     };
     while sleep_unless(&stop, every).await {
         let topics = Arc::clone(&topics);
-        let synced = tokio::task::spawn_blocking(move || {
+        let synced = shared.config.workers.run(move || {
             for topic in topics.all() {
                 for partition in &topic.partitions {
                     partition.guard(Partition::sync_in_background);
@@ -334,13 +336,14 @@ async fn sync_in_background(shared: Arc<Shared>, topics: Arc<Topics>, stop: Canc
 /// Opens the partitions for which there were no files, no memory or no space at the start, until
 /// none of them is left.
 async fn open_refused(
+    shared: Arc<Shared>,
     topics: Arc<Topics>,
     producers: Arc<ProducerRegistry>,
     stop: CancellationToken,
 ) {
     while sleep_unless(&stop, REFUSED_PAUSE).await {
         let (topics, producers) = (Arc::clone(&topics), Arc::clone(&producers));
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = shared.config.workers.run(move || {
             let partitions = topics.all().into_iter().flat_map(|topic| topic.partitions.clone());
             let left = partitions.filter(|partition| {
                 let again = |one: &Partition| one.open_again(|seen| producers.learn(seen));
@@ -362,7 +365,7 @@ async fn look_after_retention(
 ) {
     while sleep_unless(&stop, shared.config.retention_check).await {
         let retained = enforce_retention(&shared, &topics, &groups).await;
-        if let Err(error) = retained.and(compact(&topics).await) {
+        if let Err(error) = retained.and(compact(&shared, &topics).await) {
             tracing::error!(error = %error.full_text(), "retention failed; tried again later");
         }
     }
@@ -373,8 +376,9 @@ async fn enforce_retention(
     topics: &Arc<Topics>,
     groups: &Arc<Groups>,
 ) -> Result<u64, Error> {
+    let workers = shared.config.workers.clone();
     let (shared, topics, groups) = (Arc::clone(shared), Arc::clone(topics), Arc::clone(groups));
-    let enforcing = tokio::task::spawn_blocking(move || {
+    let enforcing = workers.run(move || {
         let now = shared.config.clock.now_ms();
         let partitions: Vec<_> =
             topics.all().iter().flat_map(|topic| topic.partitions.clone()).collect();
@@ -394,12 +398,12 @@ async fn enforce_retention(
         shared.reserve.refill();
         freed
     });
-    enforcing.await.map_err(|_| Error::TaskFailed)
+    enforcing.await
 }
 
-async fn compact(topics: &Arc<Topics>) -> Result<u64, Error> {
+async fn compact(shared: &Shared, topics: &Arc<Topics>) -> Result<u64, Error> {
     let topics = Arc::clone(topics);
-    let compacting = tokio::task::spawn_blocking(move || {
+    let compacting = shared.config.workers.run(move || {
         let mut freed = 0;
         for topic in topics.all() {
             for partition in &topic.partitions {
@@ -417,7 +421,7 @@ async fn compact(topics: &Arc<Topics>) -> Result<u64, Error> {
         }
         freed
     });
-    compacting.await.map_err(|_| Error::TaskFailed)
+    compacting.await
 }
 
 fn retain(partition: &Partition, now_ms: i64, hold: Hold, excess_bytes: u64) -> u64 {

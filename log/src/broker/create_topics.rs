@@ -134,15 +134,14 @@ impl Log {
     /// Makes a topic, one at a time. `or_find` takes one that somebody else has just made.
     async fn make(&self, new: NewTopic, or_find: bool) -> Result<Arc<Topic>, Refused> {
         let topics = Arc::clone(&self.topics);
+        let workers = self.shared.config.workers.clone();
         self.to_its_end(async move {
             let _changing = topics.changing.lock().await;
             if let Some(topic) = topics.by_name(&new.name) {
                 return if or_find { Ok(topic) } else { Err(exists(&new.name)) };
             }
             let list = Arc::clone(&topics);
-            let making = tokio::task::spawn_blocking(move || list.create(&new));
-            let topic =
-                making.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
+            let topic = workers.run(move || list.create(&new)).await??;
             let partitions = topic.partitions.len();
             tracing::info!(topic = %topic.name, partitions, "made a topic");
             Ok(topic)

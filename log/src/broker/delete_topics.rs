@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use tailwater_kafka::wire::KafkaUuid;
 use tailwater_kafka::wire::delete_topics_request::{DeleteTopicState, DeleteTopicsRequestData};
 use tailwater_kafka::wire::delete_topics_response::{
     DeletableTopicResult, DeleteTopicsResponseData,
 };
-use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
 
 use super::{Refused, code, find_topic};
 use crate::log::Log;
@@ -44,13 +44,13 @@ impl Log {
 
     async fn delete_topic(&self, asked: &DeleteTopicState) -> Result<(String, KafkaUuid), Refused> {
         let (topics, groups) = (Arc::clone(&self.topics), Arc::clone(&self.groups));
+        let workers = self.shared.config.workers.clone();
         let (name, id) = (asked.name.clone().unwrap_or_default(), asked.topic_id);
         self.to_its_end(async move {
             let _changing = topics.changing.lock().await;
             let topic = find_topic(&topics, &name, id)?;
             let (list, gone) = (Arc::clone(&topics), Arc::clone(&topic));
-            let deleting = tokio::task::spawn_blocking(move || list.delete(&gone));
-            deleting.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
+            workers.run(move || list.delete(&gone)).await??;
             groups.forget_topic(topic.id).await?;
             tracing::info!(topic = %topic.name, "deleted a topic");
             Ok((topic.name.clone(), KafkaUuid::from_uuid(topic.id.get())))

@@ -135,9 +135,9 @@ async fn read(partition: &Arc<Partition>, request: ReadRequest) -> Result<ReadBa
     match partition.read(request)? {
         Read::Done(found) => Ok(found),
         Read::Cold(cold) => {
-            let partition = Arc::clone(partition);
-            let reading = tokio::task::spawn_blocking(move || partition.read_cold(cold));
-            Ok(reading.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??)
+            let reader = Arc::clone(partition);
+            let read = partition.shared.config.workers.run(move || reader.read_cold(cold));
+            Ok(read.await??)
         }
     }
 }

@@ -91,8 +91,8 @@ async fn search(
     look: impl FnOnce(&Partition) -> Result<Option<FoundRecord>, NotRead> + Send + 'static,
 ) -> Result<Found, Refused> {
     let searched = Arc::clone(partition);
-    let searching = tokio::task::spawn_blocking(move || look(&searched));
-    let found = searching.await.map_err(|_| Refused::from(ErrorCode::UnknownServerError))??;
+    let workers = &partition.shared.config.workers;
+    let found = workers.run(move || look(&searched)).await??;
     let epochs = partition.epochs()?;
     Ok(found.map_or_else(nothing, |record| Found {
         offset: record.offset.get(),

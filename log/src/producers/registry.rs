@@ -149,7 +149,8 @@ impl ProducerRegistry {
     /// # Errors
     /// If the journal is behind and could not take that.
     pub(crate) fn learn(&self, seen: &HashMap<ProducerId, ProducerEpoch>) -> Result<(), Error> {
-        let mut ids = self.ids.blocking_lock();
+        // Where tasks do the blocking work, waiting would be for ever.
+        let mut ids = self.ids.try_lock().unwrap_or_else(|_| self.ids.blocking_lock());
         let changes = self.journal.read(|entries| missing(entries, seen));
         if !changes.is_empty() {
             tracing::warn!(

@@ -3,7 +3,8 @@
 //! Every change is appended to one file and flushed before it shows in the map and before the
 //! caller is told; changes that wait share a flush, and a change of several entries happens whole
 //! or not at all. When most of the file is history it is written anew. A thread of its own owns the
-//! file, so changes happen in the order in which they were asked for.
+//! file ([`Workers`] says where it has none), so changes happen in the order in which they were
+//! asked for.
 //!
 //! After a crash the same judgement as for segments: invalid bytes at the end with nothing valid
 //! behind them are a change nobody was told of; invalid bytes with a valid change behind them are
@@ -30,12 +31,14 @@ use std::thread::JoinHandle;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 
 use crate::Error;
 use crate::storage::disk::{self, Disk, DiskFile};
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::partition::{Shared, lock};
 use crate::storage::reserve::Reserve;
+use crate::workers::{DiskTime, Workers};
 
 const MAGIC: &[u8; 4] = b"TWJL";
 const VERSION: u16 = 1;
@@ -57,12 +60,19 @@ pub(crate) type Entries = BTreeMap<Vec<u8>, Bytes>;
 /// One entry to be set, or removed (`None`).
 pub(crate) type Change = (Vec<u8>, Option<Bytes>);
 
-/// A handle on the map and the thread that owns its file.
+/// A handle on the map and on who owns its file.
 #[derive(Debug)]
 pub(crate) struct Journal {
     entries: Arc<Mutex<Entries>>,
     requests: Mutex<Option<mpsc::Sender<Request>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    hands: Hands,
+}
+
+#[derive(Debug)]
+enum Hands {
+    Thread(Mutex<Option<JoinHandle<()>>>),
+    /// A task takes the requests; whoever must block has the writer write at once.
+    Task(Arc<Mutex<Writer>>, Mutex<JoinSet<()>>),
 }
 
 #[derive(Debug)]
@@ -91,11 +101,22 @@ impl Journal {
             reserve: Arc::clone(&shared.reserve),
             _folder_lock: Arc::clone(&shared.folder_lock),
         };
-        let thread = std::thread::Builder::new()
-            .name("log-journal".to_owned())
-            .spawn(move || writer.run(incoming))
-            .map_err(Error::io("start a thread for", path))?;
-        Ok(Self { entries, requests: Mutex::new(Some(requests)), thread: Mutex::new(Some(thread)) })
+        let hands = match &shared.config.workers {
+            Workers::Threads => {
+                let thread = std::thread::Builder::new()
+                    .name("log-journal".to_owned())
+                    .spawn(move || writer.run(incoming))
+                    .map_err(Error::io("start a thread for", path))?;
+                Hands::Thread(Mutex::new(Some(thread)))
+            }
+            Workers::Tasks(time) => {
+                let writer = Arc::new(Mutex::new(writer));
+                let mut task = JoinSet::new();
+                task.spawn(write_requests(Arc::clone(&writer), incoming, Arc::clone(time)));
+                Hands::Task(writer, Mutex::new(task))
+            }
+        };
+        Ok(Self { entries, requests: Mutex::new(Some(requests)), hands })
     }
 
     /// Looks at the entries, all of which are durable.
@@ -123,24 +144,40 @@ impl Journal {
     /// As [`Journal::change`].
     pub(crate) fn change_blocking(&self, changes: Vec<Change>) -> Result<(), Error> {
         let requests = lock(&self.requests).clone().ok_or(Error::Closed)?;
-        let (done, outcome) = oneshot::channel();
-        requests.blocking_send(Request { changes, done }).map_err(|_| Error::Closed)?;
-        outcome.blocking_recv().map_err(|_| Error::Closed)?
+        let (done, mut outcome) = oneshot::channel();
+        let request = Request { changes, done };
+        match &self.hands {
+            Hands::Thread(_) => {
+                requests.blocking_send(request).map_err(|_| Error::Closed)?;
+                outcome.blocking_recv().map_err(|_| Error::Closed)?
+            }
+            Hands::Task(writer, _) => {
+                lock(writer).round(vec![request]);
+                outcome.try_recv().map_err(|_| Error::Closed)?
+            }
+        }
     }
 
-    /// Finishes what waits and ends the thread. Blocks.
+    /// Finishes what waits and ends the thread; a task ends with what waits. Blocks.
     ///
     /// # Errors
     /// If the thread had ended by a panic.
     pub(crate) fn close(&self) -> Result<(), Error> {
         drop(lock(&self.requests).take());
-        match lock(&self.thread).take() {
-            Some(thread) => thread.join().map_err(|_| Error::TaskFailed),
-            None => Ok(()),
+        match &self.hands {
+            Hands::Thread(thread) => match lock(thread).take() {
+                Some(thread) => thread.join().map_err(|_| Error::TaskFailed),
+                None => Ok(()),
+            },
+            Hands::Task(_, task) => {
+                lock(task).abort_all();
+                Ok(())
+            }
         }
     }
 }
 
+#[derive(Debug)]
 struct Writer {
     path: PathBuf,
     disk: Arc<dyn Disk>,
@@ -154,14 +191,30 @@ struct Writer {
     _folder_lock: Arc<FolderLock>,
 }
 
+async fn write_requests(
+    writer: Arc<Mutex<Writer>>,
+    mut incoming: mpsc::Receiver<Request>,
+    time: Arc<dyn DiskTime>,
+) {
+    while let Some(first) = incoming.recv().await {
+        tokio::time::sleep(time.next()).await;
+        lock(&writer).round(with_waiting(first, &mut incoming));
+    }
+}
+
+/// A round: `first` and whatever waits behind it.
+fn with_waiting(first: Request, incoming: &mut mpsc::Receiver<Request>) -> Vec<Request> {
+    let mut round = vec![first];
+    while let Ok(more) = incoming.try_recv() {
+        round.push(more);
+    }
+    round
+}
+
 impl Writer {
     fn run(mut self, mut incoming: mpsc::Receiver<Request>) {
         while let Some(first) = incoming.blocking_recv() {
-            let mut round = vec![first];
-            while let Ok(more) = incoming.try_recv() {
-                round.push(more);
-            }
-            self.round(round);
+            self.round(with_waiting(first, &mut incoming));
         }
     }
 

@@ -143,7 +143,7 @@ pub(crate) struct Partition {
     pub(crate) name: PartitionName,
     pub(super) folder: PathBuf,
     pub(super) topic: TopicConfig,
-    pub(super) shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     pub(super) state: Mutex<State>,
     pub(super) files: Mutex<Files>,
     /// Held during a compaction pass.

@@ -20,4 +20,5 @@ mod producing;
 mod recovery;
 mod retention;
 mod support;
+mod tasks;
 mod versions;
