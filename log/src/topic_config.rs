@@ -180,22 +180,8 @@ impl TopicConfig {
     /// # Errors
     /// The first override that is unknown or out of bounds, in words.
     pub(crate) fn resolve(config: &Config, overrides: &Overrides) -> Result<Self, String> {
-        if let Some(unknown) =
-            overrides.keys().find(|name| !SETTINGS.iter().any(|setting| setting.name == *name))
-        {
-            return Err(format!("topic setting {unknown:?} is unknown here"));
-        }
-        let mut topic = Self {
-            delete: true,
-            compact: false,
-            retention: None,
-            retention_bytes: None,
-            segment_bytes: config.segment_bytes,
-            segment_age: Duration::MAX,
-            max_message_bytes: 0,
-            min_insync_replicas: 1,
-            min_cleanable_ratio: 0.5,
-        };
+        check_names(overrides)?;
+        let mut topic = Self::unset(config.segment_bytes);
         for setting in SETTINGS {
             let default = || setting.default_of(config);
             let value = overrides.get(setting.name).cloned().unwrap_or_else(default);
@@ -203,6 +189,44 @@ impl TopicConfig {
                 .map_err(|problem| format!("{}: {problem}", setting.name))?;
         }
         Ok(topic)
+    }
+
+    /// What [`TopicConfig::resolve`] fills in.
+    fn unset(segment_bytes: u64) -> Self {
+        Self {
+            delete: true,
+            compact: false,
+            retention: None,
+            retention_bytes: None,
+            segment_bytes,
+            segment_age: Duration::MAX,
+            max_message_bytes: 0,
+            min_insync_replicas: 1,
+            min_cleanable_ratio: 0.5,
+        }
+    }
+}
+
+/// Whether a topic may have these overrides, whatever the defaults are.
+///
+/// # Errors
+/// The first override that is unknown or out of bounds, in words.
+pub(crate) fn check(overrides: &Overrides) -> Result<(), String> {
+    check_names(overrides)?;
+    let mut topic = TopicConfig::unset(0);
+    for setting in SETTINGS {
+        if let Some(value) = overrides.get(setting.name) {
+            (setting.apply)(&mut topic, value)
+                .map_err(|problem| format!("{}: {problem}", setting.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn check_names(overrides: &Overrides) -> Result<(), String> {
+    match overrides.keys().find(|name| !SETTINGS.iter().any(|setting| setting.name == *name)) {
+        Some(unknown) => Err(format!("topic setting {unknown:?} is unknown here")),
+        None => Ok(()),
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 
-use super::{BrokerEpoch, Fetched, PartitionEpoch};
+use super::Fetched;
+use crate::metadata::{BrokerEpoch, BrokerState, PartitionEpoch, PartitionState};
 
 /// A partition as the controller has it, and those of its brokers that may take part.
 #[derive(Debug, Clone)]
@@ -18,6 +19,29 @@ pub(crate) struct Assignment {
     pub(crate) live: BTreeMap<BrokerId, BrokerEpoch>,
     /// Without so many in the ISR nothing more is committed; capped at the number of replicas.
     pub(crate) min_insync: usize,
+}
+
+impl Assignment {
+    /// A partition's state, and those of the cluster's brokers that have to do with it.
+    pub(crate) fn of(
+        state: &PartitionState,
+        brokers: &BTreeMap<BrokerId, BrokerState>,
+        min_insync: usize,
+    ) -> Self {
+        let takes_part = |id: &BrokerId| {
+            let broker = brokers.get(id).filter(|broker| broker.is_eligible())?;
+            Some((*id, broker.epoch))
+        };
+        Self {
+            leader: state.leader,
+            leader_epoch: state.leader_epoch,
+            partition_epoch: state.partition_epoch,
+            replicas: state.replicas.clone(),
+            isr: state.isr.clone(),
+            live: state.replicas.iter().filter_map(takes_part).collect(),
+            min_insync,
+        }
+    }
 }
 
 /// What happened.
@@ -34,11 +58,14 @@ pub(crate) enum Event {
     Durable,
     /// A follower asked.
     Fetched(Fetched),
-    /// What became of [`super::Command::ProposeIsr`]: the ISR as the controller has it now.
-    IsrAnswered {
+    /// [`super::Command::ProposeIsr`] was refused. One that was taken is not told: it comes as
+    /// [`Event::Assigned`], after everything that the controller knew when it took it. Ahead of
+    /// that, a leader could commit by an ISR and an older, smaller `min_insync`, and lose it with an
+    /// eligible leader replica (KIP-966) that the controller kept for the greater one.
+    IsrRefused {
         /// In which it was asked.
         leader_epoch: LeaderEpoch,
-        result: Result<(Vec<BrokerId>, PartitionEpoch), IsrRefused>,
+        refused: IsrRefused,
     },
     /// A fetch answer was taken, all of it: our log was a prefix of the leader's.
     LeaderSaid { leader_epoch: LeaderEpoch, high_watermark: Offset, log_start: Offset },
@@ -65,4 +92,46 @@ pub(crate) struct LogView {
     pub(crate) end: Offset,
     /// Everything below is as durable as the flush policy wants it.
     pub(crate) durable_end: Offset,
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn only_unfenced_replicas_that_stay_take_part() {
+        let broker = |epoch, fenced, stopping| BrokerState {
+            epoch: BrokerEpoch::new(epoch),
+            incarnation: Uuid::nil(),
+            directory: Uuid::nil(),
+            host: "h".to_owned(),
+            port: 9092,
+            rack: None,
+            fenced,
+            stopping,
+        };
+        let ids: Vec<_> = (1..=4).map(BrokerId::new).collect();
+        let brokers = BTreeMap::from([
+            (ids[0], broker(10, false, false)),
+            (ids[1], broker(20, true, false)),
+            (ids[2], broker(30, false, true)),
+            (ids[3], broker(40, false, false)),
+        ]);
+        let state = PartitionState {
+            replicas: ids[..3].to_vec(),
+            isr: ids[..1].to_vec(),
+            elr: Vec::new(),
+            adding: Vec::new(),
+            removing: Vec::new(),
+            leader: Some(ids[0]),
+            last_known_leader: None,
+            leader_epoch: LeaderEpoch::new(5),
+            partition_epoch: PartitionEpoch::new(7),
+        };
+        let assignment = Assignment::of(&state, &brokers, 2);
+        assert_eq!(assignment.live, BTreeMap::from([(ids[0], BrokerEpoch::new(10))]));
+        assert_eq!((assignment.replicas, assignment.isr), (state.replicas, state.isr));
+    }
 }

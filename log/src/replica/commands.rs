@@ -2,7 +2,7 @@
 
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 
-use super::{BrokerEpoch, PartitionEpoch};
+use crate::metadata::{BrokerEpoch, PartitionEpoch};
 
 /// To be done by the caller, in the order given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub(crate) enum Command {
     BeginEpoch { leader_epoch: LeaderEpoch },
     /// Whoever waits for an acknowledgement or for records learns that another leads now.
     StopLeading,
-    /// Ask the controller for this ISR, and answer with [`super::Event::IsrAnswered`]. The
-    /// controller takes it only at this leader epoch and partition epoch, with each member
+    /// Ask the controller for this ISR; [`super::Event::IsrRefused`] if it says no. The controller
+    /// takes it only at this leader epoch and partition epoch, with each member
     /// unfenced in this incarnation; and raises the partition epoch also when the ISR is the same.
     ProposeIsr {
         leader_epoch: LeaderEpoch,
@@ -40,7 +40,8 @@ impl Commands {
 
     pub(super) fn push(&mut self, command: Command) {
         let free = self.0.iter_mut().find(|place| place.is_none());
-        *free.expect("an event ends one role and takes one, or moves the watermark and one thing") =
+        *free
+            .expect("an event ends one role and takes one, or moves the watermark and one thing") =
             Some(command);
     }
 }

@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use tailwater_kafka::{BrokerId, Offset};
 
-use super::{Assignment, BrokerEpoch, LogView, Settings};
+use super::{Assignment, LogView, Settings};
+use crate::metadata::BrokerEpoch;
 
 /// A follower asks from `from`: everything below is flushed there and is a prefix of our log.
 #[derive(Debug, Clone, Copy)]

@@ -24,7 +24,8 @@
 //!    itself included. The maximal ISR is what the controller committed and all that was proposed
 //!    since, answered or not ([`leading`]); so it holds whatever ISR the controller has;
 //! 2. the controller elects from the ISR, and a replica enters it only with everything below the
-//!    high watermark and from before the leader's epoch;
+//!    high watermark and from before the leader's epoch. Or from the eligible leader replicas
+//!    (KIP-966): nothing is committed while fewer than `min.insync.replicas` are in the ISR;
 //! 3. a replica's position counts only when it was told in this leader epoch, by the incarnation of
 //!    the broker that the controller knows, after [`divergence`] found its log to be a prefix of the
 //!    leader's;
@@ -48,18 +49,22 @@
 mod assignment;
 mod commands;
 mod leading;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
+mod rules;
 mod truncation;
 
 use std::time::Duration;
 
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 
+use crate::metadata::PartitionEpoch;
 pub(crate) use assignment::{Assignment, Event, IsrRefused, LogView};
 pub(crate) use commands::{Command, Commands};
-pub(crate) use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use leading::Leading;
 pub(crate) use leading::{Fetched, FollowerStatus};
-pub(crate) use truncation::{EpochEnd, Truncation, divergence, truncation_point};
+pub(crate) use truncation::{EpochEnd, OwnLog, Truncation, divergence, truncation_point};
 
 /// How patient a replica is.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +73,7 @@ pub(crate) struct Settings {
     pub(crate) lag_max: Duration,
     /// After a refused proposal, the next one waits so long.
     pub(crate) propose_again: Duration,
-    /// A proposal that was not answered for so long is made again; it counts on until the
+    /// A proposal of which nothing is known after so long is made again; it counts on until the
     /// partition epoch says what became of it.
     pub(crate) answer_wait: Duration,
 }
@@ -85,11 +90,13 @@ impl Default for Settings {
 }
 
 /// Why a record is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotNow {
     /// Another broker leads, or nobody, or this one is about to.
+    #[error("this broker does not lead the partition")]
     NotLeader,
     /// Too few in-sync replicas for a producer that wants all.
+    #[error("fewer replicas are in sync than min.insync.replicas")]
     NotEnoughReplicas,
 }
 
@@ -158,8 +165,8 @@ impl Replica {
             Event::Assigned(assignment) => self.assigned(now, assignment, &mut commands),
             Event::Unassigned => self.take_role(Role::Unassigned, &mut commands),
             Event::EpochBegun { leader_epoch } => self.begin(now, leader_epoch, log),
-            Event::IsrAnswered { leader_epoch, result } => {
-                self.isr_answered(now, leader_epoch, result);
+            Event::IsrRefused { leader_epoch, refused } => {
+                self.isr_refused(now, leader_epoch, refused);
             }
             Event::LeaderSaid { leader_epoch, high_watermark, log_start } => {
                 self.leader_said(leader_epoch, high_watermark);
@@ -284,8 +291,8 @@ impl Replica {
         if assignment.partition_epoch < self.partition_epoch {
             return;
         }
-        let goes_on = assignment.leader_epoch == self.leader_epoch
-            && !matches!(self.role, Role::Unassigned);
+        let goes_on =
+            assignment.leader_epoch == self.leader_epoch && !matches!(self.role, Role::Unassigned);
         let rose = assignment.partition_epoch > self.partition_epoch;
         self.leader_epoch = assignment.leader_epoch;
         self.partition_epoch = assignment.partition_epoch;
@@ -338,25 +345,14 @@ impl Replica {
         }
     }
 
-    fn isr_answered(
-        &mut self,
-        now: Duration,
-        leader_epoch: LeaderEpoch,
-        result: Result<(Vec<BrokerId>, PartitionEpoch), IsrRefused>,
-    ) {
-        let Role::Leading(leading) = &mut self.role else { return };
-        if leader_epoch != self.leader_epoch {
-            return;
-        }
-        match result {
-            Ok((isr, partition_epoch)) if partition_epoch > self.partition_epoch => {
-                self.partition_epoch = partition_epoch;
-                leading.commit(now, &isr);
-            }
-            // What we know is newer.
-            Ok(_) => {}
-            Err(IsrRefused::Outdated) => leading.propose_not_before(now + self.settings.answer_wait),
-            Err(IsrRefused::Other) => leading.propose_not_before(now + self.settings.propose_again),
+    fn isr_refused(&mut self, now: Duration, leader_epoch: LeaderEpoch, refused: IsrRefused) {
+        if let Role::Leading(leading) = &mut self.role
+            && leader_epoch == self.leader_epoch
+        {
+            leading.propose_not_before(match refused {
+                IsrRefused::Outdated => now + self.settings.answer_wait,
+                IsrRefused::Other => now + self.settings.propose_again,
+            });
         }
     }
 

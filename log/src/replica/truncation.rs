@@ -100,7 +100,8 @@ mod tests {
     use super::*;
 
     fn history(entries: &[(i32, i64)]) -> EpochHistory {
-        let entries = entries.iter().map(|(epoch, at)| (LeaderEpoch::new(*epoch), Offset::new(*at)));
+        let entries =
+            entries.iter().map(|(epoch, at)| (LeaderEpoch::new(*epoch), Offset::new(*at)));
         EpochHistory::from_entries(entries).unwrap()
     }
 
@@ -112,14 +113,21 @@ mod tests {
     }
 
     /// What a follower with everything from `start` to `end` does about it.
-    fn cut(own: &[(i32, i64)], (start, high_watermark, end): (i64, i64, i64), said: (i32, i64)) -> Option<Truncation> {
+    fn cut(
+        own: &[(i32, i64)],
+        (start, high_watermark, end): (i64, i64, i64),
+        said: (i32, i64),
+    ) -> Option<Truncation> {
         let own = OwnLog {
             epochs: &history(own),
             start: Offset::new(start),
             end: Offset::new(end),
             high_watermark: Offset::new(high_watermark),
         };
-        truncation_point(own, EpochEnd { epoch: LeaderEpoch::new(said.0), end: Offset::new(said.1) })
+        truncation_point(
+            own,
+            EpochEnd { epoch: LeaderEpoch::new(said.0), end: Offset::new(said.1) },
+        )
     }
 
     fn to(offset: i64) -> Option<Truncation> {
@@ -219,7 +227,8 @@ mod tests {
             let more = shared.last().map_or(0, |_| random.random_range(0..=3));
             let own = [shared.clone(), vec![shared.last().copied().unwrap_or(0); more]].concat();
             let mut follower = runs(random, &own, 0..=4, 1);
-            let last = leader.last().copied().unwrap_or(0).max(follower.last().copied().unwrap_or(0));
+            let last =
+                leader.last().copied().unwrap_or(0).max(follower.last().copied().unwrap_or(0));
             let mut leader_epochs = history(&starts(&leader));
             let leader_end = Offset::new(i64::try_from(leader.len()).unwrap());
             leader_epochs.begin(LeaderEpoch::new(last + 1), leader_end).unwrap();

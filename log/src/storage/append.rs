@@ -19,11 +19,6 @@ pub(crate) struct Taken {
     pub(crate) start: Offset,
     /// Told when it is kept as its producer wants it.
     pub(crate) acknowledgement: Acknowledgement,
-    /// Whether there is something for a flush thread.
-    pub(super) fn has_work(&self) -> bool {
-        !self.pending.is_empty() || self.beginning.is_some()
-    }
-
     /// Whether the partition must now be handed to a flush thread.
     pub(crate) schedule: bool,
 }
@@ -35,8 +30,8 @@ pub(crate) enum NotTaken {
     #[error(transparent)]
     Stopped(#[from] Stopped),
     /// It does not lead, or too few replicas are in sync.
-    #[error("{0}")]
-    NotNow(NotNow),
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
     /// It is not the producer's turn.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -64,7 +59,7 @@ impl Partition {
         let copy = BytesMut::from(&batch.bytes()[..]);
         let mut state = self.lock_state();
         state.online()?;
-        state.replica.may_append(acks == Acks::All).map_err(NotTaken::NotNow)?;
+        state.replica.may_append(acks == Acks::All)?;
         let online = state.online()?;
         let producer = ProducerBatch::of(batch.header());
         let verdict = match &producer {
@@ -107,6 +102,11 @@ impl Online {
             self.acknowledgements.push(AwaitedAck { last, acks, tell });
         }
         told
+    }
+
+    /// Whether there is something for a flush thread.
+    pub(super) fn has_work(&self) -> bool {
+        !self.pending.is_empty() || self.beginning.is_some()
     }
 
     /// Whether the partition must now be handed to a flush thread; then it counts as handed.

@@ -232,8 +232,8 @@ mod tests {
     fn description_round_trips_and_names_a_newer_version() {
         let folder = tempfile::tempdir().unwrap();
         let mut epochs = EpochHistory::default();
-        epochs.begin(Offset::ZERO);
-        epochs.begin(Offset::new(7));
+        epochs.begin(LeaderEpoch::new(0), Offset::ZERO).unwrap();
+        epochs.begin(LeaderEpoch::new(1), Offset::new(7)).unwrap();
         let description = PartitionDescription {
             topic_id: TopicId::new(Uuid::from_u128(9)),
             partition: 3,

@@ -19,6 +19,7 @@ use tailwater_kafka::Offset;
 
 use crate::Error;
 use crate::config::FlushPolicy;
+use crate::coordinator;
 use crate::producers::{ProducerBatch, ProducerStates};
 use crate::replica::Event;
 use crate::storage::disk::{self, DiskFile};
@@ -157,7 +158,14 @@ impl Partition {
             Ok(online) => online.pending.drain(..).collect(),
             Err(_) => return,
         };
-        let outcome = match self.write(files, &batches) {
+        let mut rest = &batches[..];
+        let written = if coordinator::is_internal(&self.name.topic) {
+            // Offsets that cannot be committed would hold back what makes room on a full disk.
+            self.shared.reserve.spend(|| self.write(files, &mut rest))
+        } else {
+            self.write(files, &mut rest)
+        };
+        let outcome = match written {
             Err(error) if error.passes() => {
                 self.take_back(&batches, &error);
                 Ok(())
@@ -178,8 +186,8 @@ impl Partition {
         }
     }
 
-    fn write(&self, files: &mut Files, batches: &[Pending]) -> Result<(), Error> {
-        let mut rest = batches;
+    /// Writes `rest` from its front; what is left of it is not written.
+    fn write(&self, files: &mut Files, rest: &mut &[Pending]) -> Result<(), Error> {
         while let Some(first) = rest.first() {
             let active = self.active_with_room_for(files, first)?;
             let fitting = self.fitting(&active, rest);
@@ -194,7 +202,7 @@ impl Partition {
                 return Err(Error::io("write", &active.path)(error));
             }
             self.note_written(now);
-            rest = later;
+            *rest = later;
         }
         Ok(())
     }
@@ -309,6 +317,9 @@ impl Partition {
         }
         online.durable_end = online.written_end;
         online.acknowledge_kept(Acks::Leader);
+        if let Some(fetcher) = &state.fetcher {
+            fetcher.notify_one();
+        }
         state.tell(self, Event::Durable);
     }
 

@@ -16,7 +16,7 @@ mod flush;
 pub(crate) mod flusher;
 pub(crate) mod folder_lock;
 mod index;
-pub(crate) mod journal;
+pub(crate) mod frames;
 pub(crate) mod lookup;
 mod open;
 pub(crate) mod partition;

@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use tailwater_kafka::{Offset, ProducerEpoch, ProducerId, RecordBatch};
@@ -83,11 +84,8 @@ impl Partition {
     }
 
     /// Tries again if there were no files, no memory or no space; says whether there are none still.
-    /// `learn` hears of the partition's producers before anybody can write to it. Blocks.
-    pub(crate) fn open_again(
-        &self,
-        learn: impl FnOnce(&HashMap<ProducerId, ProducerEpoch>) -> Result<(), Error>,
-    ) -> bool {
+    /// Blocks.
+    pub(crate) fn open_again(&self) -> bool {
         let mut files = lock(&self.files);
         // Taken, so that nobody repeats what panics.
         if !std::mem::take(&mut files.refused) {
@@ -95,16 +93,13 @@ impl Partition {
         }
         let Self { folder, name, topic, shared, .. } = self;
         let opened = Opening { folder, name, topic, shared }.open();
-        let opened = opened.and_then(|(online, files)| {
-            learn(&online.producers.epochs().collect())?;
-            Ok((online, files))
-        });
         let mut state = self.lock_state();
         match (opened, &mut state.condition) {
             (Ok((online, opened)), _) => {
                 tracing::info!(topic = %name.topic, partition = %name.partition, "online again");
                 *files = opened;
                 state.condition = Condition::Online(Box::new(online));
+                shared.opened_late.store(true, Ordering::Relaxed);
                 state.wake();
             }
             (Err(error), Condition::Stopped { why, .. }) => {
@@ -132,12 +127,23 @@ impl Partition {
         shared: Arc<Shared>,
         (condition, files): (Condition, Files),
     ) -> Self {
+        let start = match &condition {
+            Condition::Online(online) => online.start,
+            Condition::Stopped { offsets, .. } => offsets.start,
+        };
+        let replica = Replica::new(shared.config.node_id, shared.config.replica(), start);
         Self {
             name,
             folder,
             topic,
             shared,
-            state: Mutex::new(State { condition, waiting: Vec::new(), followers: Vec::new() }),
+            state: Mutex::new(State {
+                condition,
+                replica,
+                waiting: Vec::new(),
+                fetcher: None,
+                followers: Vec::new(),
+            }),
             files: Mutex::new(files),
             compacting: Mutex::default(),
         }

@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) reserve: Arc<Reserve>,
     /// What replicas want done outside of their partition.
     pub(crate) errands: Errands,
+    /// A partition was opened late, and has not heard what it is to be.
+    pub(crate) opened_late: AtomicBool,
     started: Instant,
 }
 
@@ -61,7 +63,8 @@ impl Shared {
     pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>, reserve: Reserve) -> Self {
         let (partition_count, reserve) = (AtomicUsize::new(0), Arc::new(reserve));
         let (errands, started) = (Errands::default(), Instant::now());
-        Self { config, folder_lock, partition_count, reserve, errands, started }
+        let opened_late = AtomicBool::new(false);
+        Self { config, folder_lock, partition_count, reserve, errands, opened_late, started }
     }
 
     /// The time since this node started, which never goes backwards.
@@ -158,6 +161,8 @@ pub(super) struct State {
     pub(super) replica: Replica,
     /// Readers that wait for more below the high watermark; each is woken once.
     pub(super) waiting: Vec<Arc<Notify>>,
+    /// Who copies here from a leader, and waits until that is flushed.
+    pub(super) fetcher: Option<Arc<Notify>>,
     /// Followers that wait for more that is written; each is woken once.
     pub(super) followers: Vec<Arc<Notify>>,
 }
@@ -307,6 +312,16 @@ impl Partition {
             Condition::Online(online) => (online.offsets(), online.size(), None),
             Condition::Stopped { why, offsets, size } => (*offsets, *size, Some(why.clone())),
         }
+    }
+
+    /// The topic's settings.
+    pub(crate) fn topic_config(&self) -> &TopicConfig {
+        &self.topic
+    }
+
+    /// Whether it was closed with everything flushed.
+    pub(crate) fn is_closed_clean(&self) -> bool {
+        matches!(self.condition().2, Some(Stopped::Closed))
     }
 
     /// Has `waiting` notified at the next change that whoever reads up to `below` can see.

@@ -1,14 +1,14 @@
 //! What the replica decides, carried out on its partition; what reaches beyond it, noted down.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tailwater_kafka::{BrokerId, LeaderEpoch};
 use tokio::sync::Notify;
 
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::partitions::PartitionKey;
-use crate::replica::{Command, Event, LogView};
-use crate::storage::partition::{Condition, NotKept, Online, Partition, State};
+use crate::replica::{Command, Event, FollowerStatus, LogView, NotNow, WrongEpoch};
+use crate::storage::partition::{Acks, Condition, NotKept, Online, Partition, State};
 
 /// What a replica wants done that is not its partition's own business.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +57,76 @@ impl Errands {
 }
 
 impl Partition {
+    /// The epoch in which this replica leads.
+    pub(crate) fn leads(&self) -> Option<LeaderEpoch> {
+        let mut state = self.lock_state();
+        state.online().ok()?;
+        state.replica.leads()
+    }
+
+    /// Waits until this replica leads in that epoch, or cannot any more.
+    pub(crate) async fn leading(&self, leader_epoch: LeaderEpoch) {
+        let woken = Arc::new(Notify::new());
+        loop {
+            {
+                let mut state = self.lock_state();
+                let waits = state.online().is_ok() && state.replica.starts() == Some(leader_epoch);
+                if !waits {
+                    return;
+                }
+                state.waiting.push(Arc::clone(&woken));
+            }
+            woken.notified().await;
+        }
+    }
+
+    /// Whether a request that names a leader epoch means the present one, and this replica leads in
+    /// it; [`LeaderEpoch::NONE`] means any.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check_leader(&self, asked: LeaderEpoch) -> Result<(), WrongEpoch> {
+        self.lock_state().replica.check_leader(asked)
+    }
+
+    /// As [`Partition::check_leader`], for what followers serve too.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check_epoch(&self, asked: LeaderEpoch) -> Result<(), WrongEpoch> {
+        self.lock_state().replica.check_epoch(asked)
+    }
+
+    /// Whether everything is known to be readable that an earlier leader has shown.
+    pub(crate) fn readable_from_leader_start(&self) -> bool {
+        self.lock_state().replica.readable_from_leader_start()
+    }
+
+    /// What each follower has, as far as this leader knows.
+    pub(crate) fn followers(&self) -> Vec<FollowerStatus> {
+        self.lock_state().replica.followers().collect()
+    }
+
+    /// Whether a producer may write now; nothing is promised for later.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn may_append(&self, acks: Acks) -> Result<(), NotNow> {
+        self.lock_state().replica.may_append(acks == Acks::All)
+    }
+
+    /// Has `fetcher` notified whenever something is flushed; `None`: nobody.
+    pub(crate) fn notify_flushed(&self, fetcher: Option<&Arc<Notify>>) {
+        self.lock_state().fetcher = fetcher.cloned();
+    }
+
+    /// Whether this is a follower with something that is not flushed yet.
+    pub(crate) fn is_flushing(&self) -> bool {
+        let mut state = self.lock_state();
+        state.replica.follows().is_some()
+            && state.online().is_ok_and(|online| online.durable_end < online.end)
+    }
+
     /// Tells the replica what happened. Returns whether the partition must now be handed to a
     /// flush thread.
     pub(crate) fn tell(&self, event: Event) -> bool {

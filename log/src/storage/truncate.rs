@@ -291,6 +291,7 @@ mod tests {
             let follower = filled(&path, Arc::new(FileSystem));
             let end = follower.truncate(Offset::new(to)).unwrap();
             assert_eq!(end.get(), to / 2 * 2);
+            follower.write_round();
             assert_eq!(bases(&follower), below(to), "cut at {to}");
             let epochs = follower.epochs().unwrap();
             assert!(epochs.entries().all(|(_, began)| began < end));

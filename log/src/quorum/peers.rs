@@ -1,0 +1,135 @@
+//! The other members as openraft asks for them.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, OptionalSend};
+
+use super::messages::{
+    NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
+    RaftMessage, ask,
+};
+use super::types::{Member, Snapshot, TypeConfig, Vote};
+
+/// Makes a [`Peer`] for each other member.
+#[derive(Debug, Clone)]
+pub(crate) struct Peers {
+    pub(crate) network: Arc<dyn QuorumNetwork>,
+    /// Where the configuration says that members are: a member may have moved since it joined.
+    pub(crate) addresses: Arc<BTreeMap<u64, String>>,
+    /// Between attempts to reach a member that does not answer.
+    pub(crate) again_after: Duration,
+}
+
+impl Peers {
+    /// Where `member` is reached.
+    pub(crate) fn address(&self, id: u64, member: &Member) -> String {
+        self.addresses.get(&id).unwrap_or(&member.address).clone()
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Peers {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
+        let address = self.address(target, node);
+        let network = Arc::clone(&self.network);
+        Peer { target, member: node.clone(), address, network, again_after: self.again_after }
+    }
+}
+
+/// The way to one other member, on the disk that it had when it joined.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    target: u64,
+    member: Member,
+    address: String,
+    network: Arc<dyn QuorumNetwork>,
+    again_after: Duration,
+}
+
+impl Peer {
+    async fn ask(&self, message: RaftMessage) -> Result<RaftAnswer, Unreachable> {
+        let directory = self.member.directory;
+        let message = QuorumMessage::Raft { to: self.target, directory, message };
+        // Always as "unreachable": what does not answer is left alone for a while, not hammered.
+        match ask(&*self.network, &self.address, message).await {
+            Ok(QuorumAnswer::Raft(answer)) => Ok(answer),
+            Ok(_) => Err(self.unreachable(OTHER_ANSWER)),
+            Err(error) => Err(Unreachable::new(&error)),
+        }
+    }
+
+    fn unreachable(&self, reason: &str) -> Unreachable {
+        Unreachable::new(&NetworkError::new(&self.address, reason))
+    }
+}
+
+type CallError = RPCError<u64, Member, RaftError<u64>>;
+
+impl RaftNetwork<TypeConfig> for Peer {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, CallError> {
+        match self.ask(RaftMessage::AppendEntries(rpc)).await? {
+            RaftAnswer::AppendEntries(answer) => Ok(answer),
+            RaftAnswer::Vote(_) | RaftAnswer::Snapshot(_) => {
+                Err(self.unreachable(OTHER_ANSWER).into())
+            }
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<u64>, CallError> {
+        match self.ask(RaftMessage::Vote(rpc)).await? {
+            RaftAnswer::Vote(answer) => Ok(answer),
+            RaftAnswer::AppendEntries(_) | RaftAnswer::Snapshot(_) => {
+                Err(self.unreachable(OTHER_ANSWER).into())
+            }
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
+        let message =
+            RaftMessage::Snapshot { vote, meta: snapshot.meta, image: *snapshot.snapshot };
+        let call = tokio::time::timeout(option.hard_ttl(), self.ask(message));
+        let answer = tokio::select! {
+            biased;
+            closed = cancel => return Err(closed.into()),
+            answer = call => answer,
+        };
+        match answer {
+            Ok(Ok(RaftAnswer::Snapshot(answer))) => Ok(answer),
+            Ok(Ok(RaftAnswer::AppendEntries(_) | RaftAnswer::Vote(_))) => {
+                Err(self.unreachable(OTHER_ANSWER).into())
+            }
+            Ok(Err(unreachable)) => Err(unreachable.into()),
+            Err(elapsed) => {
+                Err(Unreachable::from(AnyError::new(&elapsed).add_context(|| "snapshot sent"))
+                    .into())
+            }
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(self.again_after))
+    }
+}

@@ -1,0 +1,219 @@
+//! What is there after a restart.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::*;
+use crate::storage::{Disk, DiskFile};
+
+#[tokio::test(start_paused = true)]
+async fn a_member_alone_leads_at_once_and_keeps_what_it_acknowledged() {
+    let mut cluster = Cluster::new();
+    for next in 1..=10 {
+        let began = Instant::now();
+        cluster.start(1, &[1]).await;
+        cluster.leader(&[]).await;
+        assert!(began.elapsed() < Duration::from_millis(50), "took {:?}", began.elapsed());
+        assert_eq!(cluster.value(1), next - 1);
+        cluster.propose(next).await;
+        cluster.stop(1).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_members_may_restart_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::of_three().await;
+    for next in 1..=5 {
+        cluster.propose(next).await;
+        for node in 1..=3 {
+            cluster.stop(node).await;
+        }
+        for node in 1..=3 {
+            cluster.start(node, &[1, 2, 3]).await;
+        }
+        for node in 1..=3 {
+            cluster.has(node, next).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_torn_append_is_cut_and_copied_anew() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.propose(1).await;
+    cluster.propose(2).await;
+    let node = (1..=3).find(|node| !cluster.node(*node).watch().borrow().is_active()).unwrap();
+    cluster.has(node, 2).await;
+    cluster.stop(node).await;
+    let entries = cluster.folders[&node].path().join("metadata/entries.log");
+    let length = std::fs::metadata(&entries).unwrap().len();
+    std::fs::File::options().write(true).open(&entries).unwrap().set_len(length - 3).unwrap();
+    cluster.start(node, &[1, 2, 3]).await;
+    cluster.propose(3).await;
+    cluster.has(node, 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_away_for_long_catches_up_by_a_snapshot() {
+    let mut cluster = Cluster::new();
+    cluster.snapshot_after = 20;
+    for node in 1..=3 {
+        cluster.start(node, &[1, 2, 3]).await;
+    }
+    for node in 1..=3 {
+        cluster.joined(node).await;
+    }
+    let away = 3;
+    cluster.stop(away).await;
+    for next in 1..=100 {
+        cluster.propose(next).await;
+    }
+    let leader = cluster.node(cluster.leader(&[]).await);
+    until("purged", || leader.shared.raft.metrics().borrow().purged.is_some()).await;
+    let purged = leader.shared.raft.metrics().borrow().purged.unwrap();
+    assert!(purged.index > 50, "purged through {purged}");
+
+    cluster.start(away, &[1, 2, 3]).await;
+    cluster.has(away, 100).await;
+    assert!(matches!(cluster.node(away).entries_after(MetadataIndex::ZERO), After::Behind { .. }));
+    // And it has it on disk: alone it knows it at once.
+    cluster.propose(101).await;
+    cluster.has(away, 101).await;
+    for node in 1..=3 {
+        cluster.stop(node).await;
+    }
+    cluster.start(away, &[1, 2, 3]).await;
+    assert!(cluster.value(away) >= 80, "{}", cluster.value(away));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_log_is_refused_with_its_place() {
+    let mut cluster = Cluster::new();
+    cluster.start(1, &[1]).await;
+    for next in 1..=3 {
+        cluster.propose(next).await;
+    }
+    cluster.stop(1).await;
+    let entries = cluster.folders[&1].path().join("metadata/entries.log");
+    let mut bytes = std::fs::read(&entries).unwrap();
+    bytes[40] ^= 1;
+    std::fs::write(&entries, bytes).unwrap();
+    let link = Arc::new(Link { from: 1, net: Arc::clone(&cluster.net) });
+    let error = Quorum::open(cluster.config(1, &[1]), link).await.unwrap_err();
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+}
+
+/// A disk whose flushes or writes can be made to fail.
+#[derive(Debug, Default)]
+struct Failing {
+    flushes: AtomicBool,
+    room: AtomicBool,
+}
+
+#[derive(Debug)]
+struct FailingFile(Arc<dyn DiskFile>, Arc<Failing>);
+
+#[derive(Debug)]
+struct FailingDisk(Arc<Failing>);
+
+impl Disk for FailingDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(FailingFile(FileSystem.create(path)?, Arc::clone(&self.0))))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        Ok(Arc::new(FailingFile(FileSystem.open(path)?, Arc::clone(&self.0))))
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        FileSystem.sync_folder(path)
+    }
+}
+
+impl DiskFile for FailingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, position)
+    }
+
+    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
+        if self.1.room.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.0.write_all_at(parts, position)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.1.flushes.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the medium failed"));
+        }
+        self.0.sync()
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.0.truncate(length)
+    }
+}
+
+async fn alone_on(failing: &Arc<Failing>) -> (Cluster, Quorum) {
+    let mut cluster = Cluster::new();
+    cluster.folders.insert(1, tempfile::tempdir().unwrap());
+    let disk = Arc::new(FailingDisk(Arc::clone(failing)));
+    let config = QuorumConfig { disk, ..cluster.config(1, &[1]) };
+    let link = Arc::new(Link { from: 1, net: Arc::clone(&cluster.net) });
+    let quorum = Quorum::open(config, link).await.unwrap();
+    lock(&cluster.net.nodes).insert(1, quorum.clone());
+    cluster.propose(1).await;
+    (cluster, quorum)
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_failed_flush_nothing_is_acknowledged_until_a_restart() {
+    let failing = Arc::new(Failing::default());
+    let (mut cluster, quorum) = alone_on(&failing).await;
+    failing.flushes.store(true, Ordering::Relaxed);
+    let propose = || quorum.propose(vec![Record::ProducerIds { next: 2 }]);
+    assert!(matches!(propose().await, Err(QuorumError::Stopped { .. })));
+    failing.flushes.store(false, Ordering::Relaxed);
+    let error = propose().await.unwrap_err();
+    assert!(
+        error.to_string().contains("a flush failed")
+            || error.to_string().contains("could not flush"),
+        "{error}"
+    );
+    until("told", || quorum.watch().borrow().stopped.is_some()).await;
+    assert!(!quorum.watch().borrow().is_active());
+    cluster.stop(1).await;
+    cluster.start(1, &[1]).await;
+    cluster.leader(&[]).await;
+    assert!([1, 2].contains(&cluster.value(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_waited_for() {
+    let failing = Arc::new(Failing::default());
+    let (cluster, quorum) = alone_on(&failing).await;
+    failing.room.store(true, Ordering::Relaxed);
+    let proposing = quorum.clone();
+    let proposed =
+        tokio::spawn(async move { proposing.propose(vec![Record::ProducerIds { next: 2 }]).await });
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(!proposed.is_finished());
+    failing.room.store(false, Ordering::Relaxed);
+    proposed.await.unwrap().unwrap();
+    assert_eq!(cluster.value(1), 2);
+    // And a member that waits for room can be closed.
+    failing.room.store(true, Ordering::Relaxed);
+    let proposing = quorum.clone();
+    let proposed =
+        tokio::spawn(async move { proposing.propose(vec![Record::ProducerIds { next: 3 }]).await });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.stop(1).await;
+    assert!(proposed.await.unwrap().is_err());
+}
