@@ -162,9 +162,48 @@ impl Roles {
             partitions.iter().map(|p| (labels(p), if p.offline.is_some() { 1.0 } else { 0.0 })),
         )?;
         page.gauges(
+            "tailwater_replica_lag_records",
+            "Records that a follower of a partition led here has not flushed yet",
+            partitions.iter().flat_map(|one| {
+                one.followers.iter().filter_map(|follower| {
+                    let lag = one.end_offset.get() - follower.end_offset?.get();
+                    let [topic, partition] = labels(one);
+                    Some(([topic, partition, ("broker", follower.broker.to_string())], signed(lag)))
+                })
+            }),
+        )?;
+        self.cluster(page, log, &partitions)
+    }
+
+    fn cluster(
+        &self,
+        page: &mut Page<'_>,
+        log: &tailwater_log::Log,
+        partitions: &[tailwater_log::PartitionStatus],
+    ) -> fmt::Result {
+        let node = || [("node", log.node_id().to_string())];
+        let count = |of: fn(&tailwater_log::PartitionStatus) -> bool| {
+            float(partitions.iter().filter(|one| of(one)).count() as u64)
+        };
+        page.gauges(
             "tailwater_under_replicated_partitions",
-            "Partitions with fewer in-sync replicas than replicas; 0 on one node",
-            std::iter::once(([("node", "1".to_owned())], 0.0)),
+            "Partitions that this node leads and that have fewer in-sync replicas than replicas",
+            std::iter::once((node(), count(|one| one.missing_replicas > 0))),
+        )?;
+        page.gauges(
+            "tailwater_leader_partitions",
+            "Partitions that this node leads",
+            std::iter::once((node(), count(|one| one.leads.is_some()))),
+        )?;
+        page.gauges(
+            "tailwater_node_in_service",
+            "1 while the controller relies on this node, 0 while it is fenced",
+            std::iter::once((node(), if log.is_in_service() { 1.0 } else { 0.0 })),
+        )?;
+        page.gauges(
+            "tailwater_controller_active",
+            "1 on the node whose controller decides for the cluster",
+            std::iter::once((node(), if log.is_active_controller() { 1.0 } else { 0.0 })),
         )
     }
 }

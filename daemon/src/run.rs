@@ -152,6 +152,9 @@ struct LocalLog {
 
 impl LocalLog {
     async fn stop(mut self) -> anyhow::Result<()> {
+        if let Some(node) = &self.node {
+            node.leave().await;
+        }
         self.stop.cancel();
         while self.listener.join_next().await.is_some() {}
         if let Some(node) = self.node {
@@ -172,8 +175,20 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
     };
     let (advertised_host, advertised_port) = advertised(section)?;
     let bytes = limits::log_bytes(config.memory_limit.in_memory());
+    let controller_listener = match section.controller_listen {
+        Some(at) => Some(listen(at, "log").await?),
+        None => None,
+    };
     let log = Log::open(tailwater_log::Config {
         node_id: BrokerId::new(section.node_id),
+        controllers: section
+            .controllers
+            .iter()
+            .map(|controller| (BrokerId::new(controller.id), controller.address.clone()))
+            .collect(),
+        rack: section.rack.clone(),
+        replication_factor: section.replication_factor,
+        min_insync_replicas: section.min_insync_replicas,
         advertised_host,
         advertised_port,
         flush: match section.flush {
@@ -194,6 +209,14 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
     if let Some(listener) = listener {
         let (log, stop) = (Arc::clone(&log), local.stop.clone());
         local.listener.spawn(async move { log.serve(listener, stop).await });
+    }
+    if let Some(listener) = controller_listener {
+        let (log, stop) = (Arc::clone(&log), local.stop.clone());
+        local.listener.spawn(async move { log.serve_controller(listener, stop).await });
+    }
+    if !section.controllers.is_empty() {
+        tracing::info!("waiting for the cluster");
+        log.serving().await;
     }
     local.node = Some(log);
     Ok(local)

@@ -41,4 +41,6 @@ pub use node::{Node, RequestContext};
 pub use producer::{Acknowledged, PartitionHandle, Producer, ProducerConfig, RecordNumber};
 pub use reader::{PartitionReader, ReaderConfig};
 pub use server::{ServerConfig, serve};
-pub use transport::{Line, Network, SaslConfig, SaslMechanism, Security, TlsConfig, Transport};
+pub use transport::{
+    BrokerConnection, Line, Network, SaslConfig, SaslMechanism, Security, TlsConfig, Transport,
+};

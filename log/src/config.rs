@@ -1,13 +1,16 @@
 //! What a log node can be told, and the only home of the defaults.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tailwater_kafka::BrokerId;
+use tailwater_kafka::{BrokerId, Transport};
 
 use crate::Error;
 use crate::clock::{Clock, SystemClock};
+use crate::node::wire::ControllerNetwork;
+use crate::quorum::QuorumTimeouts;
 use crate::storage::{Disk, FileSystem};
 use crate::workers::Workers;
 
@@ -36,6 +39,28 @@ pub struct Config {
     pub advertised_host: String,
     /// The port under which clients reach the node.
     pub advertised_port: u16,
+    /// The cluster's controllers and where their controller listeners are reached, `host:port`. A
+    /// node that is named here carries one. By default the node is alone.
+    pub controllers: BTreeMap<BrokerId, String>,
+    /// Where the node stands: replicas of a partition are spread over racks.
+    pub rack: Option<String>,
+    /// Replicas of a topic that does not say how many.
+    pub replication_factor: i16,
+    /// How many in-sync replicas must have a record before it is acknowledged, of topics that do not
+    /// say. What the controller that leads says holds for the cluster.
+    pub min_insync_replicas: u32,
+    /// A broker that has been silent for so long is not relied on any more.
+    pub session_timeout: Duration,
+    /// A controller that hears nothing of the one that leads for so long, or up to half of that
+    /// longer, stands for election.
+    pub election_timeout: Duration,
+    /// A follower that has not been at its leader's end for so long leaves the ISR: Kafka's
+    /// `replica.lag.time.max.ms`.
+    pub replica_lag_max: Duration,
+    /// How this node reaches other brokers.
+    pub peers: Transport,
+    /// How this node reaches other controllers.
+    pub controller_network: ControllerNetwork,
     /// Size in bytes at which a segment is closed and the next begun.
     pub segment_bytes: u64,
     /// When acknowledged data is on the disk.
@@ -85,6 +110,17 @@ impl Config {
             node_id: BrokerId::new(1),
             advertised_host: "127.0.0.1".to_owned(),
             advertised_port: 9092,
+            controllers: BTreeMap::new(),
+            rack: None,
+            replication_factor: 1,
+            min_insync_replicas: 1,
+            // Long enough for a node that waits for its disk, short enough that writes go on within
+            // five seconds of a loss, the controllers' election included.
+            session_timeout: Duration::from_secs(2),
+            election_timeout: QuorumTimeouts::default().election_least,
+            replica_lag_max: crate::replica::Settings::default().lag_max,
+            peers: Transport::tcp(Vec::new()),
+            controller_network: ControllerNetwork::default(),
             segment_bytes: 64 << 20,
             flush: FlushPolicy::Always,
             flush_threads: 8,
@@ -107,6 +143,29 @@ impl Config {
         }
     }
 
+    /// How patient leaders are with their followers.
+    pub(crate) fn replica(&self) -> crate::replica::Settings {
+        crate::replica::Settings { lag_max: self.replica_lag_max, ..Default::default() }
+    }
+
+    /// How long controllers wait for each other.
+    pub(crate) fn quorum(&self) -> QuorumTimeouts {
+        QuorumTimeouts {
+            election_least: self.election_timeout,
+            election_most: self.election_timeout * 3 / 2,
+            heartbeat: self.election_timeout / 4,
+        }
+    }
+
+    /// The controllers: those that are named, else this node alone.
+    pub(crate) fn all_controllers(&self) -> BTreeMap<BrokerId, String> {
+        if self.controllers.is_empty() {
+            // Nobody ever calls it.
+            return BTreeMap::from([(self.node_id, "alone".to_owned())]);
+        }
+        self.controllers.clone()
+    }
+
     /// Checks that the settings can work together.
     ///
     /// # Errors
@@ -124,6 +183,16 @@ impl Config {
             "segment_bytes must be between 1 KiB and 1 GiB",
         );
         require(self.node_id.get() >= 0, "node_id must not be negative");
+        require(self.replication_factor >= 1, "replication_factor must be at least 1");
+        require(self.min_insync_replicas >= 1, "min_insync_replicas must be at least 1");
+        require(
+            self.session_timeout >= Duration::from_millis(500),
+            "session_timeout must be at least 500 ms: heartbeats come every 400 ms",
+        );
+        require(
+            self.election_timeout >= Duration::from_millis(100),
+            "election_timeout must be at least 100 ms",
+        );
         require(!self.advertised_host.is_empty(), "advertised_host must not be empty");
         require(self.flush_threads > 0, "flush_threads must be at least 1");
         require(

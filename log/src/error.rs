@@ -92,6 +92,14 @@ pub enum Error {
         /// Every problem found.
         problems: Vec<String>,
     },
+    /// Another node is needed for it, and does not do it now.
+    #[error("could not {operation}: {reason}")]
+    Unavailable {
+        /// What was being done: a verb.
+        operation: &'static str,
+        /// Why not.
+        reason: String,
+    },
     /// The log is closed, or closing.
     #[error("the log is closed")]
     Closed,
@@ -117,7 +125,10 @@ impl Error {
     /// What to do about it.
     pub fn disposition(&self) -> Disposition {
         match self {
-            Self::NoSpace { .. } | Self::Exhausted { .. } | Self::Closed => Disposition::Retry,
+            Self::NoSpace { .. }
+            | Self::Exhausted { .. }
+            | Self::Unavailable { .. }
+            | Self::Closed => Disposition::Retry,
             Self::Io { .. }
             | Self::Corrupt { .. }
             | Self::FormatVersion { .. }
@@ -148,6 +159,7 @@ impl Error {
             | Self::Locked { .. }
             | Self::OtherNode { .. }
             | Self::Config { .. }
+            | Self::Unavailable { .. }
             | Self::Closed
             | Self::TaskFailed => false,
         }

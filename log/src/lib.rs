@@ -49,20 +49,25 @@
 mod broker;
 mod clock;
 mod config;
+mod controller;
+mod coordinator;
 mod error;
-mod groups;
 mod log;
-#[allow(dead_code, unused_imports, reason = "the quorum and the broker of a cluster use it")]
 mod metadata;
+mod node;
+mod partitions;
 mod producers;
-#[allow(dead_code, unused_imports, reason = "the controller and the broker of a cluster use it")]
 mod quorum;
+mod replica;
 mod storage;
 mod topic_config;
 mod topics;
+mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
-pub use log::{Log, PartitionStatus};
+pub use log::{FollowerStatus, Log, PartitionStatus};
+pub use node::wire::{ControllerNetwork, ControllerWire};
 pub use storage::{Disk, DiskFile, FileSystem};
+pub use workers::{DiskTime, Workers};

@@ -55,9 +55,10 @@ pub(crate) struct LogSection {
     pub(crate) advertise: Option<String>,
     pub(crate) node_id: i32,
     pub(crate) controller_listen: Option<SocketAddr>,
-    pub(crate) controllers: Vec<String>,
+    pub(crate) controllers: Vec<ControllerAt>,
+    pub(crate) rack: Option<String>,
     pub(crate) replication_factor: i16,
-    pub(crate) min_insync_replicas: i16,
+    pub(crate) min_insync_replicas: u32,
     pub(crate) flush: Flush,
     pub(crate) retention: Span,
     pub(crate) retention_limit: ByteSize,
@@ -74,6 +75,7 @@ impl Default for LogSection {
             node_id: 1,
             controller_listen: None,
             controllers: Vec::new(),
+            rack: None,
             replication_factor: 1,
             min_insync_replicas: 1,
             flush: Flush::Always,
@@ -82,6 +84,30 @@ impl Default for LogSection {
             brokers: Vec::new(),
             insecure: false,
         }
+    }
+}
+
+/// A controller of the cluster: `id@host:port`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ControllerAt {
+    pub(crate) id: i32,
+    pub(crate) address: String,
+}
+
+impl<'de> Deserialize<'de> for ControllerAt {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let parsed = text.split_once('@').and_then(|(id, address)| {
+            let (host, port) = address.rsplit_once(':')?;
+            port.parse::<u16>().ok()?;
+            let id = id.parse().ok().filter(|id| *id >= 0)?;
+            (!host.is_empty()).then(|| Self { id, address: address.to_owned() })
+        });
+        parsed.ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "{text:?} is no controller: write \"id@host:port\", as in \"1@10.0.0.1:9093\""
+            ))
+        })
     }
 }
 

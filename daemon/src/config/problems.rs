@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tailwater_change::Problem;
 
-use super::{Config, Consistency, SchemaChanges, SourceSection};
+use super::{Config, Consistency, LogSection, SchemaChanges, SourceSection};
 
 /// Names become topics, slots, publications and locks: what all of them allow.
 const NAME_LENGTH: usize = 40;
@@ -66,18 +66,8 @@ impl Config {
             _ => {}
         }
         check_listener(found, "log", log.listen, log.insecure);
-        if log.controllers.len() > 1 || log.controller_listen.is_some() {
-            found.push(not_yet(
-                "log.controllers and log.controller_listen",
-                "leave them out: this node is its own controller",
-            ));
-        }
-        if log.data_dir.is_some() && (log.replication_factor != 1 || log.min_insync_replicas != 1) {
-            found.push(not_yet(
-                "log.replication_factor and log.min_insync_replicas above 1 on a node of our own",
-                "set them to 1, or use brokers of a replicated cluster",
-            ));
-        }
+        check_listener(found, "log", log.controller_listen, log.insecure);
+        check_controllers(found, log);
         if log.replication_factor < 1 || log.min_insync_replicas < 1 {
             found.push(Problem::new(
                 "log.replication_factor or log.min_insync_replicas is below 1",
@@ -154,6 +144,38 @@ fn check_name(found: &mut Vec<Problem>, section: &str, name: &str) {
     }
 }
 
+fn check_controllers(found: &mut Vec<Problem>, log: &LogSection) {
+    if log.controllers.is_empty() {
+        if log.controller_listen.is_some() {
+            found.push(Problem::new(
+                "log.controller_listen is set, but log.controllers names nobody who could call",
+                "name all controllers in log.controllers, or leave controller_listen out",
+            ));
+        }
+        return;
+    }
+    let mut ids: Vec<i32> = log.controllers.iter().map(|controller| controller.id).collect();
+    ids.sort_unstable();
+    if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+        found.push(Problem::new(
+            "log.controllers names a node twice",
+            "give each controller an id of its own",
+        ));
+    }
+    if ids.contains(&log.node_id) && log.controller_listen.is_none() {
+        found.push(Problem::new(
+            format!("log.controllers names node {}, which listens to no other", log.node_id),
+            "set log.controller_listen to the address that log.controllers gives",
+        ));
+    }
+    if log.data_dir.is_some() && log.listen.is_none() {
+        found.push(Problem::new(
+            "a node of a cluster has no log.listen: the other nodes cannot copy from it",
+            "set log.listen, and log.advertise if others reach it at another address",
+        ));
+    }
+}
+
 fn check_listener(found: &mut Vec<Problem>, section: &str, at: Option<SocketAddr>, insecure: bool) {
     let Some(at) = at else { return };
     if !at.ip().is_loopback() && !insecure {
@@ -206,7 +228,12 @@ mod tests {
                 "source = \"shop\"\nschema_changes = \"apply\"",
                 "schema_changes",
             ),
-            ("data_dir =", "replication_factor = 3\ndata_dir =", "replication_factor"),
+            ("data_dir =", "controllers = [\"1@a:1\", \"2@b:1\"]\ndata_dir =", "controller_listen"),
+            (
+                "data_dir =",
+                "controllers = [\"2@a:1\", \"2@b:1\"]\nlisten = \"127.0.0.1:1\"\ndata_dir =",
+                "twice",
+            ),
             ("data_dir =", "listen = \"0.0.0.0:9092\"\ndata_dir =", "insecure = true"),
             ("target = \"copy\"", "target = \"nowhere\"", "nowhere"),
             ("[sources.shop]", "[sources.Shop]", "lower-case"),

@@ -79,6 +79,26 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
         ("advertise", "`host:port`", "`listen`".into(), "The address that clients are told."),
         ("node_id", "number", format!("`{}`", log.node_id), "This node's id."),
         (
+            "controllers",
+            "list of `id@host:port`",
+            "`[]`".into(),
+            "The nodes that decide for the cluster, three or five of them, and where their \
+             `controller_listen` is reached; the same list on every node. Without it this node is \
+             alone.",
+        ),
+        (
+            "controller_listen",
+            "address",
+            none(),
+            "Where this node listens to the other nodes, if `controllers` names it.",
+        ),
+        (
+            "rack",
+            "text",
+            none(),
+            "Where this node stands: the replicas of a partition are spread over racks.",
+        ),
+        (
             "replication_factor",
             "number",
             format!("`{}`", log.replication_factor),

@@ -246,6 +246,15 @@ impl Connection {
         let request = request.into();
         let api = request.api();
         let version = self.version(api)?;
+        self.call_in(version, request).await
+    }
+
+    /// As [`Connection::call`], in a version that the other end knows.
+    async fn call_in<R>(&self, version: i16, request: Request) -> Result<R, Error>
+    where
+        R: TryFrom<Response>,
+    {
+        let api = request.api();
         let response = match &self.link {
             Link::Tcp(tcp) => tcp.call(version, &request).await?,
             Link::InProcess(link) => link.call(version, request).await?,
@@ -257,6 +266,54 @@ impl Connection {
     /// The error for a response that does not hold what was asked for.
     pub(crate) fn unexpected(&self, api: ApiKey, problem: &'static str) -> Error {
         Error::UnexpectedResponse { address: self.address().to_owned(), api, problem }
+    }
+}
+
+/// A connection of one broker to another, at versions that both know.
+///
+/// Clients have [`crate::Client`]; this is for what brokers say to each other. It ends when it is
+/// dropped.
+#[derive(Debug)]
+pub struct BrokerConnection(Connection);
+
+impl BrokerConnection {
+    /// Connects to broker `id` at `address`, `host:port`, the way that `transport` goes.
+    ///
+    /// # Errors
+    /// If it is not reached within five seconds.
+    pub async fn connect(
+        transport: &Transport,
+        id: BrokerId,
+        address: &str,
+    ) -> Result<Self, Error> {
+        let settings = Settings {
+            client_id: KafkaString::from_static("tailwater-broker"),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
+        };
+        transport.broker(id, address, &settings).await.map(Self)
+    }
+
+    /// Whether it has ended; every further call fails.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
+    /// Sends `request` in `version` and waits for its response.
+    ///
+    /// # Errors
+    /// If the other broker does not know that version, or does not answer.
+    pub async fn call_at<R>(&self, version: i16, request: impl Into<Request>) -> Result<R, Error>
+    where
+        R: TryFrom<Response>,
+    {
+        let request = request.into();
+        let api = request.api();
+        if !crate::wire::supports(&self.0.versions, api, version) {
+            return Err(Error::NoCommonVersion { address: self.0.address().to_owned(), api });
+        }
+        self.0.call_in(version, request).await
     }
 }
 

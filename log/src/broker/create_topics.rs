@@ -1,19 +1,20 @@
-//! CreateTopics, and topics made because someone asked for them.
-
-use std::sync::Arc;
+//! CreateTopics, and topics made because someone asked for them: brought to the controller.
 
 use tailwater_kafka::wire::create_topics_request::{CreatableTopic, CreateTopicsRequestData};
 use tailwater_kafka::wire::create_topics_response::{
     CreatableTopicConfigs, CreatableTopicResult, CreateTopicsResponseData,
 };
 use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
+use tailwater_kafka::{BrokerId, TopicId};
+use uuid::Uuid;
 
 use super::Refused;
 use super::describe_configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
-use crate::config::MAX_PARTITIONS;
+use super::view::Topic;
+use crate::controller::{ControllerAnswer, ControllerRequest, CreatedTopic, NewTopic};
 use crate::log::Log;
-use crate::topic_config::{Overrides, SETTINGS, TopicConfig};
-use crate::topics::{NAME_RULE, NewTopic, Topic, is_valid_name};
+use crate::topic_config::{Overrides, SETTINGS};
+use crate::topics::{NAME_RULE, is_valid_name};
 
 impl Log {
     pub(super) async fn create_topics(
@@ -42,12 +43,23 @@ impl Log {
         CreateTopicsResponseData::default().with_topics(results)
     }
 
-    /// Makes a topic with the node's defaults because a client asked for its metadata.
-    pub(super) async fn create_by_asking(&self, name: &str) -> Result<Arc<Topic>, Refused> {
+    /// Makes a topic with the cluster's defaults because a client asked for its metadata.
+    pub(super) async fn create_by_asking(&self, name: &str) -> Result<Topic, Refused> {
         check_name(name)?;
-        let partitions = self.shared.config.default_partitions;
-        let overrides = Overrides::new();
-        self.make(NewTopic { name: name.to_owned(), partitions, overrides }, true).await
+        let new = NewTopic {
+            name: name.to_owned(),
+            id: TopicId::new(Uuid::new_v4()),
+            partitions: self.shared.config.default_partitions,
+            replication_factor: -1,
+            assignments: Vec::new(),
+            configs: Overrides::new(),
+        };
+        match self.make(new, false).await {
+            // Somebody else just has.
+            Err(refused) if refused.code != ErrorCode::TopicAlreadyExists => return Err(refused),
+            _ => {}
+        }
+        self.find_topic(&name.to_owned().into(), KafkaUuid::ZERO)
     }
 
     async fn create_topic(
@@ -55,98 +67,46 @@ impl Log {
         asked: &CreatableTopic,
         validate_only: bool,
     ) -> Result<CreatableTopicResult, Refused> {
-        let new = self.check_new_topic(asked)?;
-        let id = if validate_only {
-            KafkaUuid::ZERO
-        } else {
-            KafkaUuid::from_uuid(self.make(new.clone(), false).await?.id.get())
+        check_name(asked.name.as_str())?;
+        let configs = asked.configs.iter().filter_map(|config| {
+            let value = config.value.as_ref()?;
+            Some((config.name.as_str().to_owned(), value.as_str().to_owned()))
+        });
+        let new = NewTopic {
+            name: asked.name.as_str().to_owned(),
+            id: TopicId::new(Uuid::new_v4()),
+            partitions: asked.num_partitions,
+            replication_factor: asked.replication_factor,
+            assignments: assignments(asked)?,
+            configs: configs.collect(),
         };
+        let configs = new.configs.clone();
+        let created = self.make(new, validate_only).await?;
+        let id =
+            if validate_only { KafkaUuid::ZERO } else { KafkaUuid::from_uuid(created.id.get()) };
+        let partitions = i32::try_from(created.replicas.len()).unwrap_or(i32::MAX);
+        let replicas = created.replicas.first().map_or(0, Vec::len);
         Ok(CreatableTopicResult::default()
             .with_name(asked.name.clone())
             .with_topic_id(id)
-            .with_num_partitions(new.partitions)
-            .with_replication_factor(1)
-            .with_configs(Some(self.settings_of(&new.overrides))))
+            .with_num_partitions(partitions)
+            .with_replication_factor(i16::try_from(replicas).unwrap_or(i16::MAX))
+            .with_configs(Some(self.settings_of(&configs))))
     }
 
-    fn check_new_topic(&self, asked: &CreatableTopic) -> Result<NewTopic, Refused> {
-        let name = asked.name.as_str();
-        check_name(name)?;
-        if self.topics.by_name(name).is_some() {
-            return Err(exists(name));
+    /// Makes a topic, to its end also when the connection that asked for it is gone.
+    async fn make(&self, new: NewTopic, validate_only: bool) -> Result<CreatedTopic, Refused> {
+        let request = ControllerRequest::CreateTopics { topics: vec![new], validate_only };
+        let ControllerAnswer::Created(mut created) = self.link.ask(request).await? else {
+            return Err(ErrorCode::UnknownServerError.into());
+        };
+        let created =
+            created.pop().ok_or_else(|| Refused::from(ErrorCode::UnknownServerError))??;
+        if !validate_only {
+            self.wait_for_topic(created.id, true).await;
+            self.wait_until_led(created.id).await;
         }
-        let partitions = self.check_partitions(asked)?;
-        let overrides: Overrides = asked
-            .configs
-            .iter()
-            .filter_map(|config| {
-                let value = config.value.as_ref()?;
-                Some((config.name.as_str().to_owned(), value.as_str().to_owned()))
-            })
-            .collect();
-        TopicConfig::resolve(&self.shared.config, &overrides)
-            .map_err(|problem| Refused::new(ErrorCode::InvalidConfig, problem))?;
-        Ok(NewTopic { name: name.to_owned(), partitions, overrides })
-    }
-
-    fn check_partitions(&self, asked: &CreatableTopic) -> Result<i32, Refused> {
-        if !asked.assignments.is_empty() {
-            return self.check_assignments(asked);
-        }
-        if !matches!(asked.replication_factor, -1 | 1) {
-            return Err(Refused::new(
-                ErrorCode::InvalidReplicationFactor,
-                format!("replication factor {}, but there is one node", asked.replication_factor),
-            ));
-        }
-        match asked.num_partitions {
-            -1 => Ok(self.shared.config.default_partitions),
-            count @ 1..=MAX_PARTITIONS => Ok(count),
-            count => Err(Refused::new(
-                ErrorCode::InvalidPartitions,
-                format!("{count} partitions, a topic has 1 to {MAX_PARTITIONS}"),
-            )),
-        }
-    }
-
-    fn check_assignments(&self, asked: &CreatableTopic) -> Result<i32, Refused> {
-        let node = self.shared.config.node_id.get();
-        let wrong = |message: &str| Refused::new(ErrorCode::InvalidReplicaAssignment, message);
-        if asked.num_partitions != -1 || asked.replication_factor != -1 {
-            return Err(Refused::new(
-                ErrorCode::InvalidRequest,
-                "assignments go without partition count and replication factor",
-            ));
-        }
-        let count = i32::try_from(asked.assignments.len()).unwrap_or(i32::MAX);
-        let mut numbers: Vec<i32> =
-            asked.assignments.iter().map(|assignment| assignment.partition_index).collect();
-        numbers.sort_unstable();
-        if count > MAX_PARTITIONS || !numbers.into_iter().eq(0..count) {
-            return Err(wrong("the partitions are not numbered from 0"));
-        }
-        if asked.assignments.iter().any(|assignment| assignment.broker_ids != [node]) {
-            return Err(wrong("there is one node, and it has every partition once"));
-        }
-        Ok(count)
-    }
-
-    /// Makes a topic, one at a time. `or_find` takes one that somebody else has just made.
-    async fn make(&self, new: NewTopic, or_find: bool) -> Result<Arc<Topic>, Refused> {
-        let topics = Arc::clone(&self.topics);
-        let workers = self.shared.config.workers.clone();
-        self.to_its_end(async move {
-            let _changing = topics.changing.lock().await;
-            if let Some(topic) = topics.by_name(&new.name) {
-                return if or_find { Ok(topic) } else { Err(exists(&new.name)) };
-            }
-            let list = Arc::clone(&topics);
-            let topic = workers.run(move || list.create(&new)).await??;
-            let partitions = topic.partitions.len();
-            tracing::info!(topic = %topic.name, partitions, "made a topic");
-            Ok(topic)
-        })
-        .await
+        Ok(created)
     }
 
     fn settings_of(&self, overrides: &Overrides) -> Vec<CreatableTopicConfigs> {
@@ -165,13 +125,24 @@ impl Log {
     }
 }
 
+/// The replicas of each partition, by number, where a client says which; none where it does not.
+fn assignments(asked: &CreatableTopic) -> Result<Vec<Vec<BrokerId>>, Refused> {
+    let mut by_number: Vec<_> = asked.assignments.iter().collect();
+    by_number.sort_by_key(|assignment| assignment.partition_index);
+    let numbers = by_number.iter().map(|assignment| assignment.partition_index);
+    if !numbers.eq(0..i32::try_from(by_number.len()).unwrap_or(i32::MAX)) {
+        return Err(Refused::new(
+            ErrorCode::InvalidReplicaAssignment,
+            "the partitions are not numbered from 0",
+        ));
+    }
+    let brokers = |ids: &[i32]| ids.iter().copied().map(BrokerId::new).collect();
+    Ok(by_number.iter().map(|assignment| brokers(&assignment.broker_ids)).collect())
+}
+
 fn check_name(name: &str) -> Result<(), Refused> {
     if is_valid_name(name) {
         return Ok(());
     }
     Err(Refused::new(ErrorCode::InvalidTopicException, NAME_RULE))
-}
-
-fn exists(name: &str) -> Refused {
-    Refused::new(ErrorCode::TopicAlreadyExists, format!("topic {name:?} exists"))
 }

@@ -1,14 +1,14 @@
 //! DeleteTopics.
 
-use std::sync::Arc;
-
-use tailwater_kafka::wire::KafkaUuid;
+use tailwater_kafka::TopicId;
 use tailwater_kafka::wire::delete_topics_request::{DeleteTopicState, DeleteTopicsRequestData};
 use tailwater_kafka::wire::delete_topics_response::{
     DeletableTopicResult, DeleteTopicsResponseData,
 };
+use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
 
-use super::{Refused, code, find_topic};
+use super::{Refused, code};
+use crate::controller::{ControllerAnswer, ControllerRequest, TopicRef};
 use crate::log::Log;
 
 impl Log {
@@ -43,18 +43,19 @@ impl Log {
     }
 
     async fn delete_topic(&self, asked: &DeleteTopicState) -> Result<(String, KafkaUuid), Refused> {
-        let (topics, groups) = (Arc::clone(&self.topics), Arc::clone(&self.groups));
-        let workers = self.shared.config.workers.clone();
-        let (name, id) = (asked.name.clone().unwrap_or_default(), asked.topic_id);
-        self.to_its_end(async move {
-            let _changing = topics.changing.lock().await;
-            let topic = find_topic(&topics, &name, id)?;
-            let (list, gone) = (Arc::clone(&topics), Arc::clone(&topic));
-            workers.run(move || list.delete(&gone)).await??;
-            groups.forget_topic(topic.id).await?;
-            tracing::info!(topic = %topic.name, "deleted a topic");
-            Ok((topic.name.clone(), KafkaUuid::from_uuid(topic.id.get())))
-        })
-        .await
+        let topic = match &asked.name {
+            _ if !asked.topic_id.is_nil() => TopicRef::Id(TopicId::new(*asked.topic_id.inner())),
+            Some(name) => TopicRef::Name(name.as_str().to_owned()),
+            None => return Err(ErrorCode::InvalidRequest.into()),
+        };
+        let request = ControllerRequest::DeleteTopics { topics: vec![topic] };
+        let answer = self.link.ask(request).await?;
+        let ControllerAnswer::Deleted(mut deleted) = answer else {
+            return Err(ErrorCode::UnknownServerError.into());
+        };
+        let deleted = deleted.pop().ok_or_else(|| Refused::from(ErrorCode::UnknownServerError))?;
+        let (id, name) = deleted?;
+        self.wait_for_topic(id, false).await;
+        Ok((name, KafkaUuid::from_uuid(id.get())))
     }
 }

@@ -43,13 +43,13 @@ impl Log {
     }
 
     fn describe_topic(&self, name: &str) -> Result<Vec<DescribeConfigsResourceResult>, Refused> {
-        let topic = self
-            .topics
-            .by_name(name)
+        let image = self.metadata_now();
+        let (_, topic) = image
+            .topic_by_name(name)
             .ok_or_else(|| Refused::from(ErrorCode::UnknownTopicOrPartition))?;
         let config = &self.shared.config;
         let settings = SETTINGS.iter().map(|setting| {
-            let own = topic.overrides.get(setting.name);
+            let own = topic.configs.get(setting.name);
             let source = if own.is_some() { SOURCE_TOPIC } else { SOURCE_DEFAULT };
             let value = own.cloned().unwrap_or_else(|| setting.default_of(config));
             described(setting.name, value, source, setting.kind)
@@ -78,8 +78,12 @@ impl Log {
             ),
             node("message.max.bytes", config.max_message_bytes.to_string(), SettingType::Int),
             node("log.segment.bytes", config.segment_bytes.to_string(), SettingType::Int),
-            node("default.replication.factor", "1".to_owned(), SettingType::Int),
-            node("min.insync.replicas", "1".to_owned(), SettingType::Int),
+            node(
+                "default.replication.factor",
+                config.replication_factor.to_string(),
+                SettingType::Int,
+            ),
+            node("min.insync.replicas", config.min_insync_replicas.to_string(), SettingType::Int),
         ])
     }
 }

@@ -8,26 +8,56 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tailwater_kafka::Offset;
 use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::wire::fetch_request::{FetchPartition, FetchRequestData};
 use tailwater_kafka::wire::fetch_response::{
     EpochEndOffset, FetchResponseData, FetchableTopicResponse, PartitionData,
 };
+use tailwater_kafka::{BrokerId, LeaderEpoch, Offset};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Refused, check_leader_epoch, find_partition};
+use super::Refused;
 use crate::log::Log;
-use crate::storage::partition::Partition;
+use crate::metadata::BrokerEpoch;
+use crate::replica::{EpochEnd, Fetched, divergence};
+use crate::storage::partition::{Offsets, Partition};
 use crate::storage::read::{Read, ReadBatches, ReadBelow, ReadRequest};
-use crate::topics::Topic;
+use crate::storage::replicate::NotServed;
 
 /// Bytes of one answer at most, whatever was asked for: Kafka's `fetch.max.bytes`.
 const MAX_ANSWER_BYTES: usize = 55 << 20;
 
 /// A request waits at most so long: a client that asks for more asks again.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+enum Reader {
+    Client,
+    Follower { replica: BrokerId, broker_epoch: BrokerEpoch },
+}
+
+impl Reader {
+    fn of(request: &FetchRequestData) -> Self {
+        // Where it stands came to be another place with version 15.
+        let state = &request.replica_state;
+        match state.replica_id.max(request.replica_id) {
+            id if id >= 0 => Self::Follower {
+                replica: BrokerId::new(id),
+                broker_epoch: BrokerEpoch::new(state.replica_epoch),
+            },
+            _ => Self::Client,
+        }
+    }
+
+    fn below(self) -> ReadBelow {
+        match self {
+            Self::Client => ReadBelow::HighWatermark,
+            Self::Follower { .. } => ReadBelow::Written,
+        }
+    }
+}
 
 /// One look at everything that was asked for.
 struct Answer {
@@ -45,10 +75,11 @@ impl Log {
         }
         let deadline = deadline(request.max_wait_ms);
         let min_bytes = usize::try_from(request.min_bytes).unwrap_or(0);
-        let waiting = Waiting::new(self.partitions_of(&request));
+        let reader = Reader::of(&request);
+        let waiting = Waiting::new(self.partitions_of(&request), reader.below());
         loop {
             waiting.register();
-            let answer = self.look(&request, version).await;
+            let answer = self.look(&request, reader, version).await;
             let enough = answer.urgent || answer.bytes >= min_bytes;
             if enough || !waiting.wait_until(deadline).await {
                 return FetchResponseData::default().with_responses(answer.topics);
@@ -60,14 +91,15 @@ impl Log {
         let mut partitions = Vec::new();
         for asked in &request.topics {
             let Ok(topic) = self.find_topic(&asked.topic, asked.topic_id) else { continue };
-            let known =
-                asked.partitions.iter().filter_map(|asked| topic.partition(asked.partition));
-            partitions.extend(known.cloned());
+            let asked = asked.partitions.iter();
+            partitions.extend(
+                asked.filter_map(|asked| self.find_partition(&topic, asked.partition).ok()),
+            );
         }
         partitions
     }
 
-    async fn look(&self, request: &FetchRequestData, version: i16) -> Answer {
+    async fn look(&self, request: &FetchRequestData, reader: Reader, version: i16) -> Answer {
         let most = usize::try_from(request.max_bytes).unwrap_or(0).min(MAX_ANSWER_BYTES);
         let mut answer = Answer { topics: Vec::new(), bytes: 0, urgent: false };
         for asked in &request.topics {
@@ -78,9 +110,13 @@ impl Log {
             for partition in &asked.partitions {
                 let left = most.saturating_sub(answer.bytes);
                 let at_least_one = answer.bytes == 0;
-                let part = match &topic {
-                    Ok(topic) => fetch_partition(topic, partition, left, at_least_one).await,
-                    Err(refused) => Err(refused.clone()),
+                let found = topic.as_ref().map_err(Refused::clone);
+                let found = found.and_then(|it| self.find_partition(it, partition.partition));
+                let part = match found {
+                    Ok(found) => {
+                        fetch_partition(&found, reader, partition, left, at_least_one).await
+                    }
+                    Err(refused) => Err(refused),
                 };
                 let data = match part {
                     Ok(data) => data,
@@ -98,37 +134,58 @@ impl Log {
 }
 
 async fn fetch_partition(
-    topic: &Topic,
+    partition: &Arc<Partition>,
+    reader: Reader,
     asked: &FetchPartition,
     max_bytes: usize,
     at_least_one: bool,
 ) -> Result<PartitionData, Refused> {
-    let partition = find_partition(topic, asked.partition)?;
-    check_leader_epoch(partition, asked.current_leader_epoch)?;
-    if let Some(diverging) = diverging_epoch(partition, asked)? {
-        let offsets = partition.offsets()?;
-        return Ok(PartitionData::default()
-            .with_partition_index(asked.partition)
-            .with_high_watermark(offsets.high_watermark.get())
-            .with_last_stable_offset(offsets.high_watermark.get())
-            .with_log_start_offset(offsets.start.get())
-            .with_records(Some(Bytes::new()))
-            .with_diverging_epoch(diverging));
+    let diverging = match reader {
+        Reader::Client => diverging_epoch(partition, asked)?,
+        Reader::Follower { replica, broker_epoch } => {
+            let fetched = Fetched { replica, broker_epoch, from: Offset::new(asked.fetch_offset) };
+            let asked_in = LeaderEpoch::new(asked.current_leader_epoch);
+            let last_epoch = LeaderEpoch::new(asked.last_fetched_epoch);
+            match partition.follower_asks(fetched, asked_in, last_epoch) {
+                Ok(diverging) => diverging,
+                Err(NotServed::OutOfRange(offsets)) => {
+                    return Ok(out_of_range(asked.partition, offsets));
+                }
+                Err(NotServed::Stopped(stopped)) => return Err(stopped.into()),
+                Err(NotServed::WrongEpoch(wrong)) => return Err(wrong.into()),
+            }
+        }
+    };
+    let offsets = partition.offsets()?;
+    if let Some(EpochEnd { epoch, end }) = diverging {
+        let parts = EpochEndOffset::default().with_epoch(epoch.get()).with_end_offset(end.get());
+        let data = data(asked.partition, offsets).with_records(Some(Bytes::new()));
+        return Ok(data.with_diverging_epoch(parts));
     }
     let own = usize::try_from(asked.partition_max_bytes).unwrap_or(0);
     let request = ReadRequest {
         from: Offset::new(asked.fetch_offset),
-        below: ReadBelow::HighWatermark,
+        below: reader.below(),
         max_bytes: own.min(max_bytes),
         at_least_one,
     };
     let found = read(partition, request).await?;
-    Ok(PartitionData::default()
-        .with_partition_index(asked.partition)
-        .with_high_watermark(found.offsets.high_watermark.get())
-        .with_last_stable_offset(found.offsets.high_watermark.get())
-        .with_log_start_offset(found.offsets.start.get())
-        .with_records(Some(found.batches)))
+    Ok(data(asked.partition, found.offsets).with_records(Some(found.batches)))
+}
+
+fn data(partition: i32, offsets: Offsets) -> PartitionData {
+    PartitionData::default()
+        .with_partition_index(partition)
+        .with_high_watermark(offsets.high_watermark.get())
+        .with_last_stable_offset(offsets.high_watermark.get())
+        .with_log_start_offset(offsets.start.get())
+}
+
+/// A follower needs to know where to begin anew.
+fn out_of_range(partition: i32, offsets: Offsets) -> PartitionData {
+    data(partition, offsets)
+        .with_error_code(ErrorCode::OffsetOutOfRange.into())
+        .with_records(Some(Bytes::new()))
 }
 
 async fn read(partition: &Arc<Partition>, request: ReadRequest) -> Result<ReadBatches, Refused> {
@@ -142,23 +199,20 @@ async fn read(partition: &Arc<Partition>, request: ReadRequest) -> Result<ReadBa
     }
 }
 
-/// Where a reader's history parts from ours, if it does (KIP-595).
+/// Where a reader's history parts from ours, if it does (KIP-595). Also from followers: what is below
+/// their high watermark is committed.
 fn diverging_epoch(
     partition: &Partition,
     asked: &FetchPartition,
-) -> Result<Option<EpochEndOffset>, Refused> {
+) -> Result<Option<EpochEnd>, Refused> {
+    partition.check_epoch(LeaderEpoch::new(asked.current_leader_epoch))?;
     if asked.last_fetched_epoch < 0 {
         return Ok(None);
     }
+    let last_fetched = LeaderEpoch::new(asked.last_fetched_epoch);
+    let from = Offset::new(asked.fetch_offset);
     let end = partition.offsets()?.end;
-    let last_fetched = tailwater_kafka::LeaderEpoch::new(asked.last_fetched_epoch);
-    let Some((epoch, epoch_end)) = partition.epochs()?.end_of(last_fetched, end) else {
-        return Ok(None);
-    };
-    let diverges = epoch < last_fetched || epoch_end.get() < asked.fetch_offset;
-    Ok(diverges.then(|| {
-        EpochEndOffset::default().with_epoch(epoch.get()).with_end_offset(epoch_end.get())
-    }))
+    Ok(divergence(&partition.epochs()?, end, last_fetched, from))
 }
 
 fn refused_data(partition: i32, refused: &Refused) -> PartitionData {
@@ -173,17 +227,18 @@ fn refused_data(partition: i32, refused: &Refused) -> PartitionData {
 struct Waiting {
     woken: Arc<Notify>,
     partitions: Vec<Arc<Partition>>,
+    below: ReadBelow,
 }
 
 impl Waiting {
-    fn new(partitions: Vec<Arc<Partition>>) -> Self {
-        Self { woken: Arc::default(), partitions }
+    fn new(partitions: Vec<Arc<Partition>>, below: ReadBelow) -> Self {
+        Self { woken: Arc::default(), partitions, below }
     }
 
     fn register(&self) {
         for partition in &self.partitions {
             partition.stop_waking(&self.woken);
-            partition.wake_on_change(&self.woken, ReadBelow::HighWatermark);
+            partition.wake_on_change(&self.woken, self.below);
         }
     }
 

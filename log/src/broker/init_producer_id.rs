@@ -1,15 +1,15 @@
 //! InitProducerId: who a producer is, and that no older one writes any more.
 
-use std::sync::Arc;
-
 use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::wire::init_producer_id_request::InitProducerIdRequestData;
 use tailwater_kafka::wire::init_producer_id_response::InitProducerIdResponseData;
 use tailwater_kafka::{ProducerEpoch, ProducerId};
 
 use super::Refused;
+use super::view::coordinator_refusal;
+use crate::coordinator::transactional::{self, Believes, NotGiven};
+use crate::coordinator::{NotChanged, TRANSACTIONS_TOPIC};
 use crate::log::Log;
-use crate::producers::{InitError, InitRequest};
 
 /// Kafka's `transaction.max.timeout.ms`. This log has no transactions, but clients test the bound.
 const MAX_TRANSACTION_TIMEOUT_MS: i32 = 15 * 60 * 1000;
@@ -48,22 +48,40 @@ impl Log {
         {
             return Err(ErrorCode::InvalidTransactionTimeout.into());
         }
+        let Some(transactional_id) = transactional_id else {
+            let (id, epoch) = self.registration()?;
+            let given = self.producer_ids.allocate(id, epoch, &self.link).await;
+            let producer = given.map_err(coordinator_refusal)?;
+            return Ok((producer, ProducerEpoch::new(0)));
+        };
         let producer = ProducerId::new(request.producer_id);
         let believes = (producer != ProducerId::NONE)
             .then(|| (producer, ProducerEpoch::new(request.producer_epoch)));
-        let producers = Arc::clone(&self.producers);
-        self.to_its_end(async move {
-            let outcome = producers.init(InitRequest { transactional_id, believes }).await;
-            outcome.map_err(|error| match error {
-                InitError::Fenced(_) if version >= KNOWS_FENCED => ErrorCode::ProducerFenced.into(),
-                InitError::Fenced(_) => ErrorCode::InvalidProducerEpoch.into(),
-                InitError::Journal(error) => {
-                    tracing::warn!(error = %error.full_text(), "no producer id given");
-                    // Retriable for every client, as nothing has changed.
-                    ErrorCode::CoordinatorNotAvailable.into()
-                }
-            })
+        let given =
+            self.give_role(&transactional_id, believes, request.transaction_timeout_ms).await;
+        given.map_err(|not_given| match not_given {
+            Err(refused) => refused,
+            Ok(NotGiven::Fenced(_)) if version >= KNOWS_FENCED => ErrorCode::ProducerFenced.into(),
+            Ok(NotGiven::Fenced(_)) => ErrorCode::InvalidProducerEpoch.into(),
+            Ok(NotGiven::Not(not_changed)) => not_changed.into(),
         })
-        .await
+    }
+
+    async fn give_role(
+        &self,
+        transactional_id: &str,
+        believes: Believes,
+        timeout_ms: i32,
+    ) -> Result<(ProducerId, ProducerEpoch), Result<NotGiven, Refused>> {
+        let store = self.coordinator_of(TRANSACTIONS_TOPIC, transactional_id).await.map_err(Err)?;
+        let (id, epoch) = self.registration().map_err(Err)?;
+        let allocate = async || {
+            let given = self.producer_ids.allocate(id, epoch, &self.link).await;
+            given.map_err(|refusal| NotChanged::Unavailable(refusal.message))
+        };
+        let now = self.shared.config.clock.now_ms();
+        transactional::init(&store, transactional_id, believes, timeout_ms, now, allocate)
+            .await
+            .map_err(Ok)
     }
 }

@@ -9,7 +9,7 @@ use tailwater_kafka::wire::list_offsets_response::{
 };
 use tailwater_kafka::{LeaderEpoch, Offset};
 
-use super::{Refused, check_leader_epoch, find_partition};
+use super::Refused;
 use crate::log::Log;
 use crate::storage::lookup::FoundRecord;
 use crate::storage::partition::Partition;
@@ -48,7 +48,7 @@ impl Log {
                 let partition = topic
                     .as_ref()
                     .map_err(Refused::clone)
-                    .and_then(|topic| find_partition(topic, one.partition_index).cloned());
+                    .and_then(|topic| self.find_partition(topic, one.partition_index));
                 let found = match partition {
                     Ok(partition) => find(&partition, &one).await,
                     Err(refused) => Err(refused),
@@ -66,7 +66,11 @@ impl Log {
 }
 
 async fn find(partition: &Arc<Partition>, asked: &ListOffsetsPartition) -> Result<Found, Refused> {
-    check_leader_epoch(partition, asked.current_leader_epoch)?;
+    partition.check_leader(LeaderEpoch::new(asked.current_leader_epoch))?;
+    // Until then it may seem to end before what an earlier leader has shown.
+    if asked.timestamp != EARLIEST && !partition.readable_from_leader_start() {
+        return Err(ErrorCode::OffsetNotAvailable.into());
+    }
     let offsets = partition.offsets()?;
     let epochs = partition.epochs()?;
     let position = |offset: Offset, leader_epoch| {

@@ -1,17 +1,16 @@
-//! Metadata: which topics there are and who leads them. One node leads everything.
-
-use std::sync::Arc;
+//! Metadata: which brokers and topics there are and who leads them.
 
 use tailwater_kafka::wire::metadata_request::{MetadataRequestData, MetadataRequestTopic};
 use tailwater_kafka::wire::metadata_response::{
     MetadataResponseBroker, MetadataResponseData, MetadataResponsePartition, MetadataResponseTopic,
 };
 use tailwater_kafka::wire::{ErrorCode, KafkaString, KafkaUuid};
+use tailwater_kafka::{BrokerId, PartitionId, TopicId};
 
 use super::Refused;
+use crate::coordinator;
 use crate::log::Log;
-use crate::storage::partition::Partition;
-use crate::topics::Topic;
+use crate::metadata::{Image, PartitionState};
 
 impl Log {
     pub(super) async fn metadata(
@@ -23,7 +22,11 @@ impl Log {
         let names = request.topics.filter(|names| version > 0 || !names.is_empty());
         let may_create = version < 4 || request.allow_auto_topic_creation;
         let topics = match names {
-            None => self.topics.all().iter().map(|topic| self.describe(topic)).collect(),
+            None => {
+                let image = self.metadata_now();
+                let ids = image.topics().keys();
+                ids.map(|id| describe(&image, *id)).collect()
+            }
             Some(names) => {
                 let mut topics = Vec::with_capacity(names.len());
                 for name in names {
@@ -32,9 +35,11 @@ impl Log {
                 topics
             }
         };
+        let image = self.metadata_now();
         MetadataResponseData::default()
-            .with_brokers(vec![self.broker()])
-            .with_cluster_id(Some(self.cluster_id.clone().into()))
+            .with_brokers(image.live_brokers().map(broker).collect())
+            .with_cluster_id(Some(self.cluster_id().into()))
+            // Any broker brings what is asked of the controller there.
             .with_controller_id(self.shared.config.node_id.get())
             .with_topics(topics)
     }
@@ -46,16 +51,16 @@ impl Log {
     ) -> MetadataResponseTopic {
         let found = match &asked.name {
             None => self.find_topic(&KafkaString::default(), asked.topic_id),
-            Some(name) => match self.topics.by_name(name.as_str()) {
-                Some(topic) => Ok(topic),
-                None if may_create && self.shared.config.auto_create_topics => {
+            Some(name) => match self.find_topic(name, KafkaUuid::ZERO) {
+                Err(_) if may_create && self.shared.config.auto_create_topics => {
                     self.create_by_asking(name.as_str()).await
                 }
-                None => Err(unknown(name.as_str())),
+                Err(_) => Err(unknown(name.as_str())),
+                found => found,
             },
         };
         match found {
-            Ok(topic) => self.describe(&topic),
+            Ok(topic) => describe(&self.metadata_now(), topic.id),
             Err(refused) => MetadataResponseTopic::default()
                 .with_error_code(refused.code())
                 // Null was not allowed before version 12, and ids came with 10.
@@ -63,41 +68,47 @@ impl Log {
                 .with_topic_id(asked.topic_id),
         }
     }
+}
 
-    fn broker(&self) -> MetadataResponseBroker {
-        let config = &self.shared.config;
-        MetadataResponseBroker::default()
-            .with_node_id(config.node_id.get())
-            .with_host(config.advertised_host.clone().into())
-            .with_port(i32::from(config.advertised_port))
-    }
+fn broker((id, state): (BrokerId, &crate::metadata::BrokerState)) -> MetadataResponseBroker {
+    MetadataResponseBroker::default()
+        .with_node_id(id.get())
+        .with_host(state.host.clone().into())
+        .with_port(i32::from(state.port))
+        .with_rack(state.rack.clone().map(Into::into))
+}
 
-    fn describe(&self, topic: &Arc<Topic>) -> MetadataResponseTopic {
-        MetadataResponseTopic::default()
-            .with_name(Some(topic.name.clone().into()))
-            .with_topic_id(KafkaUuid::from_uuid(topic.id.get()))
-            .with_partitions(
-                topic
-                    .partitions
-                    .iter()
-                    .map(|partition| self.describe_partition(partition))
-                    .collect(),
-            )
-    }
+fn describe(image: &Image, id: TopicId) -> MetadataResponseTopic {
+    let described = MetadataResponseTopic::default().with_topic_id(KafkaUuid::from_uuid(id.get()));
+    let Some(topic) = image.topic(id) else {
+        // Gone since it was found.
+        return described.with_error_code(ErrorCode::UnknownTopicId.into());
+    };
+    let partitions =
+        topic.partitions.iter().map(|(number, state)| describe_partition(image, *number, state));
+    described
+        .with_name(Some(topic.name.clone().into()))
+        .with_is_internal(coordinator::is_internal(&topic.name))
+        .with_partitions(partitions.collect())
+}
 
-    fn describe_partition(&self, partition: &Partition) -> MetadataResponsePartition {
-        let node = self.shared.config.node_id.get();
-        let described = MetadataResponsePartition::default()
-            .with_partition_index(partition.name.partition.get())
-            .with_leader_id(node)
-            .with_replica_nodes(vec![node]);
-        match partition.epochs() {
-            Ok(epochs) => {
-                described.with_leader_epoch(epochs.current().get()).with_isr_nodes(vec![node])
-            }
-            // It is still led from here: whoever asks for its records is told what is wrong.
-            Err(_) => described.with_offline_replicas(vec![node]),
-        }
+fn describe_partition(
+    image: &Image,
+    number: PartitionId,
+    state: &PartitionState,
+) -> MetadataResponsePartition {
+    let ids = |brokers: &[BrokerId]| brokers.iter().map(|id| id.get()).collect::<Vec<_>>();
+    let is_live = |id: &BrokerId| image.broker(*id).is_some_and(|broker| !broker.fenced);
+    let offline = state.replicas.iter().filter(|id| !is_live(id)).map(|id| id.get());
+    let described = MetadataResponsePartition::default()
+        .with_partition_index(number.get())
+        .with_leader_epoch(state.leader_epoch.get())
+        .with_replica_nodes(ids(&state.replicas))
+        .with_isr_nodes(ids(&state.isr))
+        .with_offline_replicas(offline.collect());
+    match state.leader {
+        Some(leader) => described.with_leader_id(leader.get()),
+        None => described.with_error_code(ErrorCode::LeaderNotAvailable.into()).with_leader_id(-1),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The node's answers to Kafka's requests: one file per API.
 //!
 //! A request that came over a socket and one from the capture loop next door take the same way.
-//! Nothing here keeps state: it reads requests, calls `storage`, `topics`, `producers` and `groups`,
-//! and writes down what they say in Kafka's words and error codes.
+//! Nothing here keeps state: it reads requests, looks at the metadata, calls `storage`, `coordinator`
+//! and the controller, and writes down what they say in Kafka's words and error codes.
 
 mod create_topics;
 mod delete_groups;
@@ -11,7 +11,9 @@ mod describe_cluster;
 mod describe_configs;
 mod fetch;
 mod find_coordinator;
+mod holds;
 mod init_producer_id;
+mod list_groups;
 mod list_offsets;
 mod metadata;
 mod offset_commit;
@@ -19,21 +21,21 @@ mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
-
-use std::sync::Arc;
+mod view;
 
 use async_trait::async_trait;
 use tailwater_kafka::wire::{
-    ApiKey, ApiRange, ErrorCode, KafkaString, KafkaUuid, Request, RequestHeader, Response,
-    advertised,
+    ApiKey, ApiRange, ErrorCode, KafkaString, Request, RequestHeader, Response, advertised,
 };
-use tailwater_kafka::{BrokerId, LeaderEpoch, Node, RequestContext, TopicId};
+use tailwater_kafka::{BrokerId, Node, RequestContext};
 
 use crate::Error;
+use crate::controller::Refusal;
+use crate::coordinator::NotChanged;
 use crate::log::Log;
-use crate::storage::partition::{Partition, Stopped};
+use crate::replica::{NotNow, WrongEpoch};
+use crate::storage::partition::Stopped;
 use crate::storage::read::NotRead;
-use crate::topics::{Topic, Topics};
 
 /// What this node answers. The newest versions are those of Kafka 4.3.
 const APIS: &[ApiRange] = &[
@@ -53,6 +55,7 @@ const APIS: &[ApiRange] = &[
     ApiRange::new(ApiKey::DeleteGroups, 0, 2),
     ApiRange::new(ApiKey::OffsetDelete, 0, 0),
     ApiRange::new(ApiKey::DescribeCluster, 0, 2),
+    ApiRange::new(ApiKey::ListGroups, 0, 5),
 ];
 
 #[async_trait]
@@ -78,8 +81,10 @@ impl Node for Log {
             Request::ListOffsets(request) => self.list_offsets(request, version).await.into(),
             Request::Metadata(request) => self.metadata(request, version).await.into(),
             Request::OffsetCommit(request) => self.offset_commit(request, version).await.into(),
-            Request::OffsetFetch(request) => self.offset_fetch(request, version).into(),
-            Request::FindCoordinator(request) => self.find_coordinator(request, version).into(),
+            Request::OffsetFetch(request) => self.offset_fetch(request, version).await.into(),
+            Request::FindCoordinator(request) => {
+                self.find_coordinator(request, version).await.into()
+            }
             Request::ApiVersions(_) => advertised(APIS).into(),
             Request::CreateTopics(request) => self.create_topics(request).await.into(),
             Request::DeleteTopics(request) => self.delete_topics(request, version).await.into(),
@@ -91,6 +96,7 @@ impl Node for Log {
             Request::DeleteGroups(request) => self.delete_groups(request).await.into(),
             Request::OffsetDelete(request) => self.offset_delete(request).await.into(),
             Request::DescribeCluster(request) => self.describe_cluster(request).into(),
+            Request::ListGroups(request) => self.list_groups(&request).into(),
             #[expect(
                 clippy::panic,
                 reason = "callers answer what is not in APIS themselves: our own mistake otherwise"
@@ -114,6 +120,11 @@ impl Refused {
 
     fn code(&self) -> i16 {
         self.code.into()
+    }
+
+    /// In words.
+    fn reason(&self) -> String {
+        self.message.clone().unwrap_or_else(|| format!("{:?}", self.code))
     }
 
     fn text(&self) -> Option<KafkaString> {
@@ -162,55 +173,52 @@ impl From<Error> for Refused {
             | Error::OtherNode { .. }
             | Error::Config { .. }
             | Error::TaskFailed => ErrorCode::UnknownServerError,
+            Error::Unavailable { .. } => ErrorCode::CoordinatorNotAvailable,
         };
         Self::new(code, error.full_text())
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(refusal.code, refusal.message)
+    }
+}
+
+impl From<NotChanged> for Refused {
+    fn from(not_changed: NotChanged) -> Self {
+        // Retriable for every client, as nothing has changed, or only the new coordinator knows.
+        let code = match &not_changed {
+            NotChanged::NotCoordinator => ErrorCode::NotCoordinator,
+            NotChanged::Loading => ErrorCode::CoordinatorLoadInProgress,
+            NotChanged::Unavailable(_) => ErrorCode::CoordinatorNotAvailable,
+        };
+        Self::new(code, not_changed.to_string())
+    }
+}
+
+impl From<NotNow> for Refused {
+    fn from(not_now: NotNow) -> Self {
+        match not_now {
+            NotNow::NotLeader => ErrorCode::NotLeaderOrFollower.into(),
+            NotNow::NotEnoughReplicas => {
+                Self::new(ErrorCode::NotEnoughReplicas, not_now.to_string())
+            }
+        }
+    }
+}
+
+impl From<WrongEpoch> for Refused {
+    fn from(wrong: WrongEpoch) -> Self {
+        match wrong {
+            WrongEpoch::Fenced => ErrorCode::FencedLeaderEpoch.into(),
+            WrongEpoch::Unknown => ErrorCode::UnknownLeaderEpoch.into(),
+            WrongEpoch::NotLeader => ErrorCode::NotLeaderOrFollower.into(),
+        }
     }
 }
 
 /// The error code of an outcome.
 fn code<T>(outcome: &Result<T, Refused>) -> i16 {
     outcome.as_ref().err().map_or(0, Refused::code)
-}
-
-impl Log {
-    /// A topic as a request names it.
-    fn find_topic(&self, name: &KafkaString, id: KafkaUuid) -> Result<Arc<Topic>, Refused> {
-        find_topic(&self.topics, name, id)
-    }
-
-    /// Does what has several steps to its end, also when the connection that asked for it ends in
-    /// between and its future is dropped.
-    async fn to_its_end<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, Refused>> + Send + 'static,
-    ) -> Result<T, Refused> {
-        let working = self.requests.spawn(work);
-        working.await.unwrap_or_else(|_| Err(ErrorCode::UnknownServerError.into()))
-    }
-}
-
-/// A topic by id as newer versions name it, by name in older ones.
-fn find_topic(topics: &Topics, name: &KafkaString, id: KafkaUuid) -> Result<Arc<Topic>, Refused> {
-    if id.is_nil() {
-        let unknown = || ErrorCode::UnknownTopicOrPartition.into();
-        return topics.by_name(name.as_str()).ok_or_else(unknown);
-    }
-    topics.by_id(TopicId::new(*id.inner())).ok_or_else(|| ErrorCode::UnknownTopicId.into())
-}
-
-fn find_partition(topic: &Topic, number: i32) -> Result<&Arc<Partition>, Refused> {
-    topic.partition(number).ok_or_else(|| ErrorCode::UnknownTopicOrPartition.into())
-}
-
-/// Refuses a reader that knows another leader epoch than the current one (KIP-320).
-fn check_leader_epoch(partition: &Partition, known: i32) -> Result<(), Refused> {
-    if LeaderEpoch::new(known) == LeaderEpoch::NONE {
-        return Ok(());
-    }
-    let current = partition.epochs()?.current().get();
-    match known.cmp(&current) {
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Less => Err(ErrorCode::FencedLeaderEpoch.into()),
-        std::cmp::Ordering::Greater => Err(ErrorCode::UnknownLeaderEpoch.into()),
-    }
 }

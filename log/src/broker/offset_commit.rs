@@ -11,12 +11,13 @@ use tailwater_kafka::wire::offset_commit_request::{
 use tailwater_kafka::wire::offset_commit_response::{
     OffsetCommitResponseData, OffsetCommitResponsePartition, OffsetCommitResponseTopic,
 };
-use tailwater_kafka::{LeaderEpoch, Offset};
+use tailwater_kafka::{LeaderEpoch, Offset, PartitionId};
 
-use super::{Refused, find_partition};
-use crate::groups::{Committed, MAX_GROUP_BYTES, PartitionKey};
+use super::Refused;
+use super::view::Topic;
+use crate::coordinator::OFFSETS_TOPIC;
+use crate::coordinator::offsets::{self, Committed, MAX_GROUP_BYTES, OfPartition};
 use crate::log::Log;
-use crate::topics::Topic;
 
 /// Kafka's `offset.metadata.max.bytes`.
 const MAX_METADATA_BYTES: usize = 4096;
@@ -30,7 +31,7 @@ impl Log {
         let group = request.group_id.as_str().to_owned();
         let whole = check_member(&request);
         let now = self.shared.config.clock.now_ms();
-        let mut accepted: Vec<(PartitionKey, Committed)> = Vec::new();
+        let mut accepted: Vec<(OfPartition, Committed)> = Vec::new();
         let mut topics = Vec::with_capacity(request.topics.len());
         for asked in request.topics {
             let topic = self.find_topic(&asked.name, asked.topic_id);
@@ -39,7 +40,7 @@ impl Log {
                 let number = one.partition_index;
                 let checked = whole
                     .clone()
-                    .and_then(|()| check(topic.as_deref().map_err(Refused::clone)?, one, now));
+                    .and_then(|()| check(topic.as_ref().map_err(Refused::clone)?, one, now));
                 partitions.push(answer(number, checked.map(|entry| accepted.push(entry))));
             }
             topics.push(
@@ -49,11 +50,22 @@ impl Log {
                     .with_partitions(partitions),
             );
         }
-        if let Err(error) = self.groups.commit(&group, accepted).await {
-            tracing::warn!(group, error = %error.full_text(), "offsets not committed");
-            refuse_all(&mut topics);
+        if let Err(refused) = self.keep(&group, accepted).await {
+            refuse_all(&mut topics, &refused);
         }
         OffsetCommitResponseData::default().with_topics(topics)
+    }
+
+    async fn keep(
+        &self,
+        group: &str,
+        accepted: Vec<(OfPartition, Committed)>,
+    ) -> Result<(), Refused> {
+        if accepted.is_empty() {
+            return Ok(());
+        }
+        let store = self.coordinator_of(OFFSETS_TOPIC, group).await?;
+        Ok(offsets::commit(&store, group, accepted).await?)
     }
 }
 
@@ -71,10 +83,10 @@ fn check(
     topic: &Topic,
     asked: OffsetCommitRequestPartition,
     now_ms: i64,
-) -> Result<(PartitionKey, Committed), Refused> {
-    let partition = find_partition(topic, asked.partition_index)?;
-    let metadata = asked.committed_metadata.map(|text| text.as_str().to_owned());
-    if metadata.as_ref().is_some_and(|text| text.len() > MAX_METADATA_BYTES) {
+) -> Result<(OfPartition, Committed), Refused> {
+    topic.partition(asked.partition_index)?;
+    let metadata = asked.committed_metadata.map_or_else(String::new, |it| it.as_str().to_owned());
+    if metadata.len() > MAX_METADATA_BYTES {
         return Err(ErrorCode::OffsetMetadataTooLarge.into());
     }
     if asked.committed_offset < 0 {
@@ -86,7 +98,12 @@ fn check(
         at_ms: now_ms,
         metadata,
     };
-    Ok(((topic.id, partition.name.partition), committed))
+    let of = OfPartition {
+        topic: topic.name().to_owned(),
+        topic_id: topic.id,
+        partition: PartitionId::new(asked.partition_index),
+    };
+    Ok((of, committed))
 }
 
 fn answer(partition: i32, outcome: Result<(), Refused>) -> OffsetCommitResponsePartition {
@@ -95,13 +112,12 @@ fn answer(partition: i32, outcome: Result<(), Refused>) -> OffsetCommitResponseP
         .with_error_code(super::code(&outcome))
 }
 
-fn refuse_all(topics: &mut [OffsetCommitResponseTopic]) {
+fn refuse_all(topics: &mut [OffsetCommitResponseTopic], refused: &Refused) {
     let accepted = topics
         .iter_mut()
         .flat_map(|topic| &mut topic.partitions)
         .filter(|partition| partition.error_code == 0);
     for partition in accepted {
-        // Retriable for every client, as nothing has changed.
-        partition.error_code = ErrorCode::CoordinatorNotAvailable.into();
+        partition.error_code = refused.code();
     }
 }

@@ -1,12 +1,15 @@
 //! OffsetDelete: a group forgets partitions. For a pipeline's group this is how it detaches from
 //! them, and they are no longer held back from retention.
 
+use tailwater_kafka::PartitionId;
 use tailwater_kafka::wire::offset_delete_request::OffsetDeleteRequestData;
 use tailwater_kafka::wire::offset_delete_response::{
     OffsetDeleteResponseData, OffsetDeleteResponsePartition, OffsetDeleteResponseTopic,
 };
 
-use super::{Refused, code, find_partition};
+use super::{Refused, code};
+use crate::coordinator::OFFSETS_TOPIC;
+use crate::coordinator::offsets::{self, OfPartition};
 use crate::log::Log;
 
 impl Log {
@@ -23,8 +26,12 @@ impl Log {
                 .iter()
                 .map(|one| {
                     let found = topic.as_ref().map_err(Refused::clone).and_then(|topic| {
-                        let partition = find_partition(topic, one.partition_index)?;
-                        gone.push((topic.id, partition.name.partition));
+                        topic.partition(one.partition_index)?;
+                        gone.push(OfPartition {
+                            topic: topic.name().to_owned(),
+                            topic_id: topic.id,
+                            partition: PartitionId::new(one.partition_index),
+                        });
                         Ok(())
                     });
                     OffsetDeleteResponsePartition::default()
@@ -38,11 +45,14 @@ impl Log {
                     .with_partitions(partitions),
             );
         }
-        match self.groups.forget(request.group_id.as_str(), &gone).await {
+        match self.forget(request.group_id.as_str(), &gone).await {
             Ok(()) => OffsetDeleteResponseData::default().with_topics(topics),
-            Err(error) => {
-                OffsetDeleteResponseData::default().with_error_code(Refused::from(error).code())
-            }
+            Err(refused) => OffsetDeleteResponseData::default().with_error_code(refused.code()),
         }
+    }
+
+    async fn forget(&self, group: &str, gone: &[OfPartition]) -> Result<(), Refused> {
+        let store = self.coordinator_of(OFFSETS_TOPIC, group).await?;
+        Ok(offsets::forget(&store, group, gone).await?)
     }
 }

@@ -13,20 +13,24 @@ use tailwater_kafka::wire::offset_fetch_response::{
 use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
 
 use super::Refused;
-use crate::groups::Committed;
+use crate::coordinator::offsets::{self, Committed, OfPartition};
+use crate::coordinator::{OFFSETS_TOPIC, Store};
 use crate::log::Log;
 
 /// From this version on one request asks for many groups.
 const MANY_GROUPS: i16 = 8;
 
 impl Log {
-    pub(super) fn offset_fetch(
+    pub(super) async fn offset_fetch(
         &self,
         request: OffsetFetchRequestData,
         version: i16,
     ) -> OffsetFetchResponseData {
         if version >= MANY_GROUPS {
-            let groups = request.groups.into_iter().map(|group| self.group(group)).collect();
+            let mut groups = Vec::with_capacity(request.groups.len());
+            for group in request.groups {
+                groups.push(self.group(group).await);
+            }
             return OffsetFetchResponseData::default().with_groups(groups);
         }
         let topics = request.topics.map(|topics| {
@@ -40,20 +44,33 @@ impl Log {
         });
         let group =
             OffsetFetchRequestGroup::default().with_group_id(request.group_id).with_topics(topics);
-        let topics = self.group(group).topics.into_iter().map(older_topic).collect();
-        OffsetFetchResponseData::default().with_topics(topics)
+        let group = self.group(group).await;
+        let topics = group.topics.into_iter().map(older_topic).collect();
+        OffsetFetchResponseData::default().with_topics(topics).with_error_code(group.error_code)
     }
 
-    fn group(&self, asked: OffsetFetchRequestGroup) -> OffsetFetchResponseGroup {
+    async fn group(&self, asked: OffsetFetchRequestGroup) -> OffsetFetchResponseGroup {
+        let answer = OffsetFetchResponseGroup::default().with_group_id(asked.group_id.clone());
         let group = asked.group_id.as_str();
-        let topics = match asked.topics {
-            Some(topics) => topics.into_iter().map(|topic| self.topic(group, topic)).collect(),
-            None => self.every_topic(group),
+        let store = match self.coordinator_of(OFFSETS_TOPIC, group).await {
+            Ok(store) => store,
+            Err(refused) => return answer.with_error_code(refused.code()),
         };
-        OffsetFetchResponseGroup::default().with_group_id(asked.group_id).with_topics(topics)
+        let topics = match asked.topics {
+            Some(topics) => {
+                topics.into_iter().map(|topic| self.topic(&store, group, topic)).collect()
+            }
+            None => self.every_topic(&store, group),
+        };
+        answer.with_topics(topics)
     }
 
-    fn topic(&self, group: &str, asked: OffsetFetchRequestTopics) -> OffsetFetchResponseTopics {
+    fn topic(
+        &self,
+        store: &Store,
+        group: &str,
+        asked: OffsetFetchRequestTopics,
+    ) -> OffsetFetchResponseTopics {
         let topic = self.find_topic(&asked.name, asked.topic_id);
         let partitions = asked
             .partition_indexes
@@ -62,8 +79,9 @@ impl Log {
                 let partition = tailwater_kafka::PartitionId::new(number);
                 match &topic {
                     Ok(topic) => {
-                        let committed = self.groups.committed(group, (topic.id, partition));
-                        answer(number, committed)
+                        let (topic, topic_id) = (topic.name().to_owned(), topic.id);
+                        let of = OfPartition { topic, topic_id, partition };
+                        answer(number, offsets::committed(store, group, &of))
                     }
                     Err(refused) => refused_answer(number, refused),
                 }
@@ -75,15 +93,17 @@ impl Log {
             .with_partitions(partitions)
     }
 
-    fn every_topic(&self, group: &str) -> Vec<OffsetFetchResponseTopics> {
+    fn every_topic(&self, store: &Store, group: &str) -> Vec<OffsetFetchResponseTopics> {
         let mut by_topic: BTreeMap<TopicId, Vec<OffsetFetchResponsePartitions>> = BTreeMap::new();
-        for ((topic, partition), committed) in self.groups.all_committed(group) {
-            by_topic.entry(topic).or_default().push(answer(partition.get(), Some(committed)));
+        for (of, committed) in offsets::all_committed(store, group) {
+            let partition = answer(of.partition.get(), Some(committed));
+            by_topic.entry(of.topic_id).or_default().push(partition);
         }
+        let image = self.metadata_now();
         by_topic
             .into_iter()
             .filter_map(|(id, partitions)| {
-                let topic = self.topics.by_id(id)?;
+                let topic = image.topic(id)?;
                 Some(
                     OffsetFetchResponseTopics::default()
                         .with_name(topic.name.clone().into())
@@ -101,7 +121,7 @@ fn answer(partition: i32, committed: Option<Committed>) -> OffsetFetchResponsePa
         Some(committed) => answer
             .with_committed_offset(committed.offset.get())
             .with_committed_leader_epoch(committed.leader_epoch.get())
-            .with_metadata(Some(committed.metadata.unwrap_or_default().into())),
+            .with_metadata(Some(committed.metadata.into())),
         None => answer
             .with_committed_offset(-1)
             .with_committed_leader_epoch(-1)

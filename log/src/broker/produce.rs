@@ -1,8 +1,8 @@
 //! Produce: batches come in, and are acknowledged when they are flushed.
 //!
 //! Checks in the order of Kafka's leader (each step of which has a bug report behind it): the
-//! request, the partition, each batch by itself, then, one request at a time, the fence, the turn,
-//! and the append. The answer waits for the flush of all of them together.
+//! request, the partition, each batch by itself, then, one request at a time, the turn and the
+//! append. The answer waits for the flush of all of them together.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,12 +18,12 @@ use tailwater_kafka::{
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::{Refused, find_partition};
+use super::Refused;
 use crate::log::Log;
 use crate::producers::Refusal;
 use crate::storage::append::{NotTaken, Taken};
 use crate::storage::partition::{Acks, NotKept, Partition};
-use crate::topics::Topic;
+use crate::topic_config::TopicConfig;
 
 /// How far a record's time may be ahead of the node's clock: Kafka's
 /// `log.message.timestamp.after.max.ms`.
@@ -40,7 +40,7 @@ struct Part {
 /// What is checked, and against what.
 #[derive(Debug, Clone, Copy)]
 struct Checks {
-    acks: i16,
+    acks: Acks,
     /// The latest time that a record may have, ms.
     newest_ms: i64,
     /// Whether to see that the records of uncompressed batches are numbered one by one.
@@ -70,9 +70,7 @@ impl Log {
     ) -> ProduceResponseData {
         let deadline = deadline(request.timeout_ms);
         let mut topics = self.check(context, &request);
-        // With acks=0 nobody is told; what is not told costs nothing.
-        let acks = if request.acks == -1 { Acks::All } else { Acks::Leader };
-        self.take(&mut topics, acks).await;
+        self.take(&mut topics, acks(request.acks)).await;
         let mut response = ProduceResponseData::default();
         for topic in topics {
             let mut answered =
@@ -87,9 +85,10 @@ impl Log {
 
     /// Everything that can be checked without a turn.
     fn check(&self, context: &RequestContext, request: &ProduceRequestData) -> Vec<TopicPart> {
-        let whole = self.check_request(request);
+        let whole = check_acks(request.acks);
+        let acks = acks(request.acks);
         let checks = Checks {
-            acks: request.acks,
+            acks,
             newest_ms: self.shared.config.clock.now_ms().saturating_add(MAX_AHEAD_MS),
             // What our own builder numbered in this process is not walked through once more.
             numbers: context.peer.is_some(),
@@ -102,23 +101,15 @@ impl Log {
                 let parts = data
                     .partition_data
                     .iter()
-                    .map(|part| Part::check(part, &topic, checks))
+                    .map(|part| {
+                        let topic = topic.as_ref().map_err(Refused::clone);
+                        let found = topic.and_then(|topic| self.find_partition(topic, part.index));
+                        Part::check(part, found, checks)
+                    })
                     .collect();
                 TopicPart { name: data.name.clone(), id: data.topic_id, parts }
             })
             .collect()
-    }
-
-    fn check_request(&self, request: &ProduceRequestData) -> Result<(), Refused> {
-        if !(-1..=1).contains(&request.acks) {
-            return Err(ErrorCode::InvalidRequiredAcks.into());
-        }
-        if let Some(id) = &request.transactional_id
-            && self.producers.producer_of(id.as_str()).is_none()
-        {
-            return Err(ErrorCode::InvalidProducerIdMapping.into());
-        }
-        Ok(())
     }
 
     /// Appends what was found valid, in the order in which requests came.
@@ -159,14 +150,7 @@ impl Log {
         room: Option<OwnedSemaphorePermit>,
         acks: Acks,
     ) -> Result<Taken, Refused> {
-        let admission = if batch.producer_id() == ProducerId::NONE {
-            None
-        } else {
-            let fencing = self.producers.fencing();
-            Some(fencing.admit(batch.producer_id(), batch.producer_epoch())?)
-        };
         let taken = partition.append(batch, room, acks)?;
-        drop(admission);
         if taken.schedule {
             self.flusher.schedule(partition);
         }
@@ -177,22 +161,17 @@ impl Log {
 impl Part {
     fn check(
         data: &PartitionProduceData,
-        topic: &Result<Arc<Topic>, Refused>,
+        found: Result<Arc<Partition>, Refused>,
         checks: Checks,
     ) -> Self {
         let mut record_errors = Vec::new();
-        let outcome = topic.clone().and_then(|topic| {
-            let partition = find_partition(&topic, data.index)?;
+        let outcome = found.and_then(|partition| {
+            let topic = partition.topic_config();
             partition.offsets()?;
-            if checks.acks == -1 && topic.config.min_insync_replicas > 1 {
-                return Err(Refused::new(
-                    ErrorCode::NotEnoughReplicas,
-                    "min.insync.replicas is more than this one node",
-                ));
-            }
-            let batch = check_batch(data, &topic)?;
+            partition.may_append(checks.acks)?;
+            let batch = check_batch(data, topic)?;
             check_time(&batch, checks.newest_ms)?;
-            if topic.config.compact {
+            if topic.compact {
                 record_errors = records_without_key(&batch)?;
                 if !record_errors.is_empty() {
                     return Err(Refused::new(
@@ -203,7 +182,7 @@ impl Part {
             } else if checks.numbers && batch.compression() == Compression::None {
                 check_numbers(&batch)?;
             }
-            Ok(Accepted::Checked { partition: Arc::clone(partition), batch })
+            Ok(Accepted::Checked { partition, batch })
         });
         Self { index: data.index, outcome, record_errors }
     }
@@ -246,15 +225,15 @@ async fn flushed(taken: Taken, deadline: Instant) -> Result<(), Refused> {
     }
 }
 
-fn check_batch(data: &PartitionProduceData, topic: &Topic) -> Result<RecordBatch, Refused> {
+fn check_batch(data: &PartitionProduceData, topic: &TopicConfig) -> Result<RecordBatch, Refused> {
     let bytes = data.records.clone().unwrap_or_default();
     let size = bytes.len();
-    if size > topic.config.max_message_bytes {
+    if size > topic.max_message_bytes {
         return Err(Refused::new(
             ErrorCode::MessageTooLarge,
             format!(
                 "a batch of {size} bytes, max.message.bytes of the topic is {}",
-                topic.config.max_message_bytes
+                topic.max_message_bytes
             ),
         ));
     }
@@ -356,6 +335,15 @@ fn record_error(number: i32) -> BatchIndexAndErrorMessage {
         .with_batch_index_error_message(Some("the record has no key".to_owned().into()))
 }
 
+fn check_acks(acks: i16) -> Result<(), Refused> {
+    if (-1..=1).contains(&acks) { Ok(()) } else { Err(ErrorCode::InvalidRequiredAcks.into()) }
+}
+
+/// What is waited for. With acks=0 nobody is told, and what is not told costs nothing.
+fn acks(asked: i16) -> Acks {
+    if asked == -1 { Acks::All } else { Acks::Leader }
+}
+
 fn deadline(timeout_ms: i32) -> Instant {
     let timeout = u64::try_from(timeout_ms).unwrap_or(0);
     Instant::now() + Duration::from_millis(timeout)
@@ -391,6 +379,7 @@ impl From<NotTaken> for Refused {
     fn from(not_taken: NotTaken) -> Self {
         match not_taken {
             NotTaken::Stopped(stopped) => stopped.into(),
+            NotTaken::NotNow(not_now) => not_now.into(),
             NotTaken::Refused(refusal) => refusal.into(),
             NotTaken::Full => Self::new(ErrorCode::KafkaStorageError, not_taken.to_string()),
         }

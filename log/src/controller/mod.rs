@@ -51,9 +51,8 @@ use self::sessions::Sessions;
 use crate::metadata::{ClusterState, Image, LEVEL, MetadataIndex, Record};
 
 pub(crate) use self::requests::{
-    AlterPartitions, ControllerAnswer, ControllerRequest, CreatedTopic, ElectionKind, Heartbeat,
-    HeartbeatAnswer, IsrChange, MorePartitions, NewTopic, Refusal, Registration, TopicConfigs,
-    TopicRef,
+    AlterPartitions, ControllerAnswer, ControllerRequest, CreatedTopic, Heartbeat, IsrChange,
+    NewTopic, Refusal, Registration, TopicRef,
 };
 pub(crate) use self::settings::Settings;
 

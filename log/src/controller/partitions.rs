@@ -36,7 +36,7 @@ use tailwater_kafka::{BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::draft::Draft;
 use super::requests::{AlterPartitions, ControllerAnswer, IsrChange, Refusal};
-use crate::metadata::{BrokerState, PartitionEpoch, PartitionState};
+use crate::metadata::{BrokerState, PartitionEpoch, PartitionState, Record};
 
 /// What a partition is to become, as far as the rules allow.
 #[derive(Debug)]
@@ -191,9 +191,19 @@ fn alter_partition(
     check_leader(state, sender, change)?;
     check_members(draft, state, sender, change)?;
     let isr = change.isr.iter().map(|(id, _)| *id).collect();
-    draft
+    let settled = draft
         .settle(change.topic, change.partition, |state| Wanted { isr, ..Wanted::as_it_is(state) })
-        .ok_or_else(Refusal::not_controller)
+        .ok_or_else(Refusal::not_controller)?;
+    if settled.partition_epoch > change.partition_epoch {
+        return Ok(settled);
+    }
+    // A leader that proposes the ISR as it is takes back what it proposed before: once the epoch
+    // has risen, nothing of that can still come to pass.
+    let partition_epoch = settled.partition_epoch.next();
+    let state = PartitionState { partition_epoch, ..settled };
+    let (topic, partition) = (change.topic, change.partition);
+    draft.write(Record::Partition { topic, partition, state: state.clone() });
+    Ok(state)
 }
 
 fn find<'a>(

@@ -230,7 +230,7 @@ impl Refusal {
     }
 
     /// This node does not lead, or no longer; whether the request was done is not known.
-    pub(super) fn not_controller() -> Self {
+    pub(crate) fn not_controller() -> Self {
         Self::new(ErrorCode::NotController, "this node does not lead the metadata quorum")
     }
 }

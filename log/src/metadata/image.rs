@@ -200,6 +200,7 @@ impl Image {
     }
 
     /// What is allowed and denied.
+    #[cfg(test)]
     pub(crate) fn acls(&self) -> &BTreeSet<AclBinding> {
         &self.acls
     }

@@ -24,6 +24,5 @@ mod states;
 pub(crate) use image::{Image, TopicImage};
 pub(crate) use records::{LEVEL, Record};
 pub(crate) use states::{
-    AclBinding, BrokerEpoch, BrokerState, ClusterState, MIN_ISR_CONFIG, MetadataIndex,
-    PartitionEpoch, PartitionState,
+    BrokerEpoch, BrokerState, ClusterState, MetadataIndex, PartitionEpoch, PartitionState,
 };

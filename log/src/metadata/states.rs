@@ -84,6 +84,7 @@ impl PartitionEpoch {
         Self(epoch)
     }
 
+    #[cfg(test)]
     pub(crate) const fn get(self) -> i32 {
         self.0
     }

@@ -1,7 +1,7 @@
-//! Who writes: sequence numbers per partition, transactional ids per node.
+//! Who writes: producer ids, and the turns of those that number what they write.
 
-mod registry;
+mod ids;
 mod sequence;
 
-pub(crate) use registry::{InitError, InitRequest, ProducerRegistry};
+pub(crate) use ids::ProducerIds;
 pub(crate) use sequence::{ProducerBatch, ProducerStates, Refusal, Verdict};

@@ -184,11 +184,6 @@ impl ProducerStates {
         });
     }
 
-    /// Every producer that is known here, and its epoch.
-    pub(crate) fn epochs(&self) -> impl Iterator<Item = (ProducerId, ProducerEpoch)> + '_ {
-        self.producers.iter().map(|(id, producer)| (*id, producer.epoch))
-    }
-
     /// Forgets producers that have been silent since before `before_ms`.
     pub(crate) fn expire(&mut self, before_ms: i64) {
         self.producers.retain(|_, producer| producer.last_seen_ms >= before_ms);

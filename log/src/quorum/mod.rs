@@ -277,6 +277,7 @@ impl Quorum {
     }
 
     /// The UUID of the member's folder.
+    #[cfg(test)]
     pub(crate) fn directory(&self) -> Uuid {
         self.shared.directory
     }
@@ -315,6 +316,11 @@ impl Quorum {
         let id = raft_id(node);
         let members = Arc::clone(&self.shared.members);
         self.to_its_end(async move { members.remove(id).await }).await
+    }
+
+    /// What ends the tasks of this member when it is cancelled.
+    pub(crate) fn stopping(&self) -> CancellationToken {
+        self.shared.stopping.clone()
     }
 
     /// Stops taking part. Everything acknowledged is on the disk already.

@@ -64,7 +64,7 @@ pub(crate) use assignment::{Assignment, Event, IsrRefused, LogView};
 pub(crate) use commands::{Command, Commands};
 use leading::Leading;
 pub(crate) use leading::{Fetched, FollowerStatus};
-pub(crate) use truncation::{EpochEnd, Truncation, divergence, truncation_point};
+pub(crate) use truncation::{EpochEnd, OwnLog, Truncation, divergence, truncation_point};
 
 /// How patient a replica is.
 #[derive(Debug, Clone, Copy)]
@@ -90,11 +90,13 @@ impl Default for Settings {
 }
 
 /// Why a record is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotNow {
     /// Another broker leads, or nobody, or this one is about to.
+    #[error("this broker does not lead the partition")]
     NotLeader,
     /// Too few in-sync replicas for a producer that wants all.
+    #[error("fewer replicas are in sync than min.insync.replicas")]
     NotEnoughReplicas,
 }
 
@@ -268,6 +270,7 @@ impl Replica {
     }
 
     /// The ISR as the controller committed it, if this replica leads: it first.
+    #[cfg(test)]
     pub(crate) fn isr(&self) -> Vec<BrokerId> {
         let Role::Leading(leading) = &self.role else { return Vec::new() };
         let members = leading.followers().filter(|follower| follower.in_sync);

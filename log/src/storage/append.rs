@@ -5,6 +5,7 @@ use tailwater_kafka::{Offset, RecordBatch, place};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::producers::{ProducerBatch, Refusal, Verdict};
+use crate::replica::NotNow;
 use crate::storage::partition::{
     Acknowledgement, Acks, AwaitedAck, Online, Partition, Pending, Stopped,
 };
@@ -28,6 +29,9 @@ pub(crate) enum NotTaken {
     /// The partition serves nobody.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// It does not lead, or too few replicas are in sync.
+    #[error(transparent)]
+    NotNow(#[from] NotNow),
     /// It is not the producer's turn.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -54,6 +58,8 @@ impl Partition {
         // here, where nobody has to wait for that.
         let copy = BytesMut::from(&batch.bytes()[..]);
         let mut state = self.lock_state();
+        state.online()?;
+        state.replica.may_append(acks == Acks::All)?;
         let online = state.online()?;
         let producer = ProducerBatch::of(batch.header());
         let verdict = match &producer {
@@ -81,9 +87,7 @@ impl Partition {
         };
         let acknowledgement = online.acknowledge(last, acks);
         let schedule = online.schedule();
-        let taken = Taken { base, start: online.start, acknowledgement, schedule };
-        state.wake_followers();
-        Ok(taken)
+        Ok(Taken { base, start: online.start, acknowledgement, schedule })
     }
 }
 
@@ -100,9 +104,14 @@ impl Online {
         told
     }
 
+    /// Whether there is something for a flush thread.
+    pub(super) fn has_work(&self) -> bool {
+        !self.pending.is_empty() || self.beginning.is_some()
+    }
+
     /// Whether the partition must now be handed to a flush thread; then it counts as handed.
     pub(super) fn schedule(&mut self) -> bool {
-        let schedule = !self.pending.is_empty() && !self.scheduled;
+        let schedule = self.has_work() && !self.scheduled;
         self.scheduled |= schedule;
         schedule
     }

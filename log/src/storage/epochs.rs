@@ -72,6 +72,7 @@ impl EpochHistory {
     }
 
     /// The epoch after the current one: a node that nobody else gives its epochs counts them itself.
+    #[cfg(test)]
     pub(crate) fn next(&self) -> LeaderEpoch {
         LeaderEpoch::new(self.entries.last().map_or(0, |(epoch, _)| epoch.get() + 1))
     }
@@ -81,7 +82,6 @@ impl EpochHistory {
     /// # Errors
     /// If the records before it are of a later epoch: no leader writes such a log. Nothing is
     /// changed then.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for followers' appends, which come next"))]
     pub(crate) fn note(&mut self, epoch: LeaderEpoch, at: Offset) -> Result<(), EpochFalls> {
         // Most batches go on in the epoch of the one before.
         if self.entries.last().is_some_and(|&(known, began)| known == epoch && began < at) {
@@ -91,30 +91,15 @@ impl EpochHistory {
     }
 
     /// Forgets what began at `end` or later: there are no such records any more, or never were.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for truncation, which comes next"))]
     pub(crate) fn truncate(&mut self, end: Offset) {
         self.entries.retain(|(_, began)| *began < end);
     }
 
     /// The epoch of the last record of a log that ends at `end`; [`LeaderEpoch::NONE`] if nothing is
     /// known of it. An epoch in which nothing was written does not count.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for followers' fetches, which come next"))]
     pub(crate) fn last_written(&self, end: Offset) -> LeaderEpoch {
         let count = self.entries.partition_point(|(_, began)| *began < end);
         count.checked_sub(1).map_or(LeaderEpoch::NONE, |last| self.entries[last].0)
-    }
-
-    /// Learns that `epoch` began at `start`: from the leader's records. Nothing if it is known.
-    pub(crate) fn note(&mut self, epoch: LeaderEpoch, start: Offset) {
-        if self.entries.last().is_none_or(|(known, _)| *known < epoch) {
-            self.entries.retain(|(_, began)| *began < start);
-            self.entries.push((epoch, start));
-        }
-    }
-
-    /// Forgets epochs that began at or after `end`, which is the log's end now.
-    pub(crate) fn truncate(&mut self, end: Offset) {
-        self.entries.retain(|(_, began)| *began < end);
     }
 
     /// Forgets what was wholly before `start`, the first offset that is kept.

@@ -19,7 +19,9 @@ use tailwater_kafka::Offset;
 
 use crate::Error;
 use crate::config::FlushPolicy;
+use crate::coordinator;
 use crate::producers::{ProducerBatch, ProducerStates};
+use crate::replica::Event;
 use crate::storage::disk::{self, DiskFile};
 use crate::storage::index::SegmentIndex;
 use crate::storage::partition::{Acks, Files, NotKept, Online, Partition, Pending, Stopped, lock};
@@ -36,7 +38,7 @@ impl Partition {
         drop(files);
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return false };
-        online.scheduled = !online.pending.is_empty();
+        online.scheduled = online.has_work();
         online.scheduled
     }
 
@@ -156,7 +158,14 @@ impl Partition {
             Ok(online) => online.pending.drain(..).collect(),
             Err(_) => return,
         };
-        let outcome = match self.write(files, &batches) {
+        let mut rest = &batches[..];
+        let written = if coordinator::is_internal(&self.name.topic) {
+            // Offsets that cannot be committed would hold back what makes room on a full disk.
+            self.shared.reserve.spend(|| self.write(files, &mut rest))
+        } else {
+            self.write(files, &mut rest)
+        };
+        let outcome = match written {
             Err(error) if error.passes() => {
                 self.take_back(&batches, &error);
                 Ok(())
@@ -169,13 +178,16 @@ impl Partition {
             FlushPolicy::Interval(_) | FlushPolicy::Never => Ok(()),
         });
         match outcome {
-            Ok(()) => self.note_durable(),
+            Ok(()) => {
+                self.note_durable();
+                self.begin_epoch(files);
+            }
             Err(error) => self.stop(Stopped::Offline(error.full_text())),
         }
     }
 
-    fn write(&self, files: &mut Files, batches: &[Pending]) -> Result<(), Error> {
-        let mut rest = batches;
+    /// Writes `rest` from its front; what is left of it is not written.
+    fn write(&self, files: &mut Files, rest: &mut &[Pending]) -> Result<(), Error> {
         while let Some(first) = rest.first() {
             let active = self.active_with_room_for(files, first)?;
             let fitting = self.fitting(&active, rest);
@@ -190,7 +202,7 @@ impl Partition {
                 return Err(Error::io("write", &active.path)(error));
             }
             self.note_written(now);
-            rest = later;
+            *rest = later;
         }
         Ok(())
     }
@@ -254,6 +266,8 @@ impl Partition {
                 );
             }
         }
+        // While it is flushed here, it is copied there.
+        state.wake_followers();
     }
 
     /// Flushes everything written, and notes how far. A failure takes the partition offline.
@@ -298,11 +312,39 @@ impl Partition {
     fn note_durable(&self) {
         let mut state = self.lock_state();
         let Ok(online) = state.online() else { return };
+        if online.durable_end == online.written_end {
+            return;
+        }
         online.durable_end = online.written_end;
         online.acknowledge_kept(Acks::Leader);
-        if online.advance_high_watermark(online.durable_end) {
-            state.wake();
+        if let Some(fetcher) = &state.fetcher {
+            fetcher.notify_one();
         }
+        state.tell(self, Event::Durable);
+    }
+
+    /// Notes the epoch in which this replica is to lead; then it leads.
+    fn begin_epoch(&self, files: &mut Files) {
+        let (leader_epoch, description) = {
+            let mut state = self.lock_state();
+            let starts = state.replica.starts();
+            let Ok(online) = state.online() else { return };
+            let Some(leader_epoch) = online.beginning.take() else { return };
+            // Another assignment may have come since; and what came before it must be written.
+            if starts != Some(leader_epoch) || !online.pending.is_empty() {
+                return;
+            }
+            if let Err(falls) = online.epochs.begin(leader_epoch, online.end) {
+                drop(state);
+                return self.stop(Stopped::Offline(falls.to_string()));
+            }
+            (leader_epoch, self.description(online, online.start))
+        };
+        let noted = self.flush_written(files).and_then(|()| description.write(&self.folder));
+        if let Err(error) = noted {
+            return self.stop(Stopped::Offline(error.full_text()));
+        }
+        self.lock_state().tell(self, Event::EpochBegun { leader_epoch });
     }
 
     /// Makes as if the batches that are not written had never come.

@@ -8,17 +8,19 @@
 //! is still there: offline, with the reason in its status, its files untouched. If that was for want
 //! of something that others may give back, it is tried again.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use tailwater_kafka::{Offset, ProducerEpoch, ProducerId, RecordBatch};
+use tailwater_kafka::{Offset, RecordBatch};
 
 use crate::Error;
 use crate::producers::{ProducerBatch, ProducerStates};
+use crate::replica::Replica;
 use crate::storage::checkpoint::{FlushedFile, PartitionDescription};
 use crate::storage::compaction;
 use crate::storage::disk;
+use crate::storage::epochs::EpochHistory;
 use crate::storage::index::{self, SegmentIndex};
 use crate::storage::partition::{
     Condition, Files, Offsets, Online, Partition, PartitionName, Shared, State, Stopped, lock,
@@ -81,11 +83,8 @@ impl Partition {
     }
 
     /// Tries again if there were no files, no memory or no space; says whether there are none still.
-    /// `learn` hears of the partition's producers before anybody can write to it. Blocks.
-    pub(crate) fn open_again(
-        &self,
-        learn: impl FnOnce(&HashMap<ProducerId, ProducerEpoch>) -> Result<(), Error>,
-    ) -> bool {
+    /// Blocks.
+    pub(crate) fn open_again(&self) -> bool {
         let mut files = lock(&self.files);
         // Taken, so that nobody repeats what panics.
         if !std::mem::take(&mut files.refused) {
@@ -93,16 +92,13 @@ impl Partition {
         }
         let Self { folder, name, topic, shared, .. } = self;
         let opened = Opening { folder, name, topic, shared }.open();
-        let opened = opened.and_then(|(online, files)| {
-            learn(&online.producers.epochs().collect())?;
-            Ok((online, files))
-        });
         let mut state = self.lock_state();
         match (opened, &mut state.condition) {
             (Ok((online, opened)), _) => {
                 tracing::info!(topic = %name.topic, partition = %name.partition, "online again");
                 *files = opened;
                 state.condition = Condition::Online(Box::new(online));
+                shared.opened_late.store(true, Ordering::Relaxed);
                 state.wake();
             }
             (Err(error), Condition::Stopped { why, .. }) => {
@@ -130,12 +126,23 @@ impl Partition {
         shared: Arc<Shared>,
         (condition, files): (Condition, Files),
     ) -> Self {
+        let start = match &condition {
+            Condition::Online(online) => online.start,
+            Condition::Stopped { offsets, .. } => offsets.start,
+        };
+        let replica = Replica::new(shared.config.node_id, shared.config.replica(), start);
         Self {
             name,
             folder,
             topic,
             shared,
-            state: Mutex::new(State { condition, waiting: Vec::new(), followers: Vec::new() }),
+            state: Mutex::new(State {
+                condition,
+                replica,
+                waiting: Vec::new(),
+                fetcher: None,
+                followers: Vec::new(),
+            }),
             files: Mutex::new(files),
             compacting: Mutex::default(),
         }
@@ -147,13 +154,11 @@ impl Partition {
     /// The system's.
     pub(crate) fn create(folder: &Path, name: &PartitionName) -> Result<(), Error> {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let mut epochs = crate::storage::epochs::EpochHistory::default();
-        epochs.begin(epochs.next(), Offset::ZERO).expect("no epoch is before the first");
         PartitionDescription {
             topic_id: name.topic_id,
             partition: name.partition.get(),
             start: Offset::ZERO,
-            epochs,
+            epochs: EpochHistory::default(),
         }
         .write(folder)
     }
@@ -171,7 +176,6 @@ pub(super) struct Opening<'a> {
 struct Last {
     active: ActiveSegment,
     end: Offset,
-    clean: bool,
 }
 
 impl Opening<'_> {
@@ -201,9 +205,8 @@ impl Opening<'_> {
         self.remove_before(&mut sealed, description.start)?;
 
         let producers = self.producers(&sealed, &last)?;
-        if !last.clean && !fresh {
-            self.begin_epoch(&mut description, last.end)?;
-        }
+        // What was noted for records that did not come to the disk.
+        description.epochs.truncate(last.end);
         // The seal of a segment that is written again must not be believed any more.
         disk::remove_file(&segment::path(self.folder, last_base, Kind::Index))?;
         flushed.write(last.end)?;
@@ -211,7 +214,7 @@ impl Opening<'_> {
             sealed,
             active: last.active,
             start: description.start,
-            high_watermark: last.end,
+            high_watermark: description.start,
             durable_end: last.end,
             written_end: last.end,
             end: last.end,
@@ -223,6 +226,8 @@ impl Opening<'_> {
             pending: std::collections::VecDeque::new(),
             acknowledgements: Vec::new(),
             tail: TailCache::default(),
+            leader_start: Offset::ZERO,
+            beginning: None,
             scheduled: false,
             compacted_to: Offset::ZERO,
             replacements: 0,
@@ -255,25 +260,6 @@ impl Opening<'_> {
             ));
         }
         Ok(description)
-    }
-
-    /// Begins a leader epoch after a crash. On a full disk the old one goes on: readers then do not
-    /// learn of a tail that was lost unflushed, but what there is can be read.
-    fn begin_epoch(
-        &self,
-        description: &mut PartitionDescription,
-        end: Offset,
-    ) -> Result<(), Error> {
-        let mut next = description.clone();
-        next.epochs.begin(next.epochs.next(), end).expect("the next epoch is above all");
-        match next.write(self.folder) {
-            Ok(()) => *description = next,
-            Err(error) if error.passes() => {
-                tracing::warn!(error = %error.full_text(), "no new leader epoch");
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
     }
 
     /// Makes the first segment of a partition.
@@ -362,7 +348,7 @@ impl Opening<'_> {
         {
             let (size, began_ms) = (length, began_ms(length));
             let active = ActiveSegment { base, path, file, size, index, began_ms, written_ms };
-            return Ok(Last { active, end: seal.end, clean: true });
+            return Ok(Last { active, end: seal.end });
         }
         let suspect = Suspect { file: &*file, path: &path, base, continuity: self.continuity() };
         let mut flushed_bytes = 0;
@@ -390,7 +376,7 @@ impl Opening<'_> {
             began_ms: began_ms(found.size),
             written_ms,
         };
-        Ok(Last { active, end: found.end, clean: false })
+        Ok(Last { active, end: found.end })
     }
 
     fn check_run(

@@ -19,19 +19,23 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use tailwater_kafka::{Offset, PartitionId, ProducerEpoch, ProducerId, RecordBatch, TopicId};
+use tailwater_kafka::{LeaderEpoch, Offset, PartitionId, RecordBatch, TopicId};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
+use tokio::time::Instant;
 
 use crate::Config;
 use crate::producers::ProducerStates;
+use crate::replica::Replica;
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::read::ReadBelow;
 use crate::storage::reserve::Reserve;
+use crate::storage::role::Errands;
 use crate::storage::segment::{ActiveSegment, SealedSegment};
 use crate::storage::tail::TailCache;
 use crate::topic_config::TopicConfig;
@@ -46,12 +50,24 @@ pub(crate) struct Shared {
     pub(crate) partition_count: AtomicUsize,
     /// Space for getting out of a full disk.
     pub(crate) reserve: Arc<Reserve>,
+    /// What replicas want done outside of their partition.
+    pub(crate) errands: Errands,
+    /// A partition was opened late, and has not heard what it is to be.
+    pub(crate) opened_late: AtomicBool,
+    started: Instant,
 }
 
 impl Shared {
     pub(crate) fn new(config: Config, folder_lock: Arc<FolderLock>, reserve: Reserve) -> Self {
         let (partition_count, reserve) = (AtomicUsize::new(0), Arc::new(reserve));
-        Self { config, folder_lock, partition_count, reserve }
+        let (errands, started) = (Errands::default(), Instant::now());
+        let opened_late = AtomicBool::new(false);
+        Self { config, folder_lock, partition_count, reserve, errands, opened_late, started }
+    }
+
+    /// The time since this node started, which never goes backwards.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// A partition's share of the memory for recent batches.
@@ -139,9 +155,13 @@ pub(crate) struct Partition {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) condition: Condition,
+    /// What the cluster makes of this copy.
+    pub(super) replica: Replica,
     /// Readers that wait for more below the high watermark; each is woken once.
     pub(super) waiting: Vec<Arc<Notify>>,
-    /// Followers that wait for more at the end; each is woken once.
+    /// Who copies here from a leader, and waits until that is flushed.
+    pub(super) fetcher: Option<Arc<Notify>>,
+    /// Followers that wait for more that is written; each is woken once.
     pub(super) followers: Vec<Arc<Notify>>,
 }
 
@@ -175,6 +195,10 @@ pub(super) struct Online {
     pub(super) pending: VecDeque<Pending>,
     pub(super) acknowledgements: Vec<AwaitedAck>,
     pub(super) tail: TailCache,
+    /// A follower's leader keeps nothing before this.
+    pub(super) leader_start: Offset,
+    /// An epoch in which this replica is to lead, once that is noted on the disk.
+    pub(super) beginning: Option<LeaderEpoch>,
     /// Whether the partition stands in the flusher's queue or is being written.
     pub(super) scheduled: bool,
     /// Compaction has looked at everything below.
@@ -243,7 +267,7 @@ impl State {
         self.wake_followers();
     }
 
-    /// Wakes the followers: there is more at the end.
+    /// Wakes the followers: there is more that is written.
     pub(super) fn wake_followers(&mut self) {
         for waiting in self.followers.drain(..) {
             waiting.notify_one();
@@ -260,18 +284,18 @@ impl Partition {
         self.lock_state().online().map(|online| online.offsets())
     }
 
+    /// The first offset that is not in a file.
+    #[cfg(test)]
+    pub(crate) fn written_end(&self) -> Offset {
+        self.lock_state().online().map_or(Offset::ZERO, |online| online.written_end)
+    }
+
     /// The leader epochs.
     ///
     /// # Errors
     /// If it serves nobody.
     pub(crate) fn epochs(&self) -> Result<EpochHistory, Stopped> {
         self.lock_state().online().map(|online| online.epochs.clone())
-    }
-
-    /// The producers that it remembers, and their epochs; none while it serves nobody.
-    pub(crate) fn producer_epochs(&self) -> Vec<(ProducerId, ProducerEpoch)> {
-        let mut state = self.lock_state();
-        state.online().map_or_else(|_| Vec::new(), |online| online.producers.epochs().collect())
     }
 
     /// Offsets, size in bytes, and why it is stopped if it is.
@@ -282,12 +306,22 @@ impl Partition {
         }
     }
 
+    /// The topic's settings.
+    pub(crate) fn topic_config(&self) -> &TopicConfig {
+        &self.topic
+    }
+
+    /// Whether it was closed with everything flushed.
+    pub(crate) fn is_closed_clean(&self) -> bool {
+        matches!(self.condition().2, Some(Stopped::Closed))
+    }
+
     /// Has `waiting` notified at the next change that whoever reads up to `below` can see.
     pub(crate) fn wake_on_change(&self, waiting: &Arc<Notify>, below: ReadBelow) {
         let mut state = self.lock_state();
         match below {
             ReadBelow::HighWatermark => state.waiting.push(Arc::clone(waiting)),
-            ReadBelow::End => state.followers.push(Arc::clone(waiting)),
+            ReadBelow::Written => state.followers.push(Arc::clone(waiting)),
         }
     }
 

@@ -25,8 +25,9 @@ use crate::storage::segment::{self, Kind};
 pub(crate) enum ReadBelow {
     /// What every in-sync replica has.
     HighWatermark,
-    /// Everything this replica has: for its followers.
-    End,
+    /// Everything that is written here: for followers. What is not written may still be taken back,
+    /// and its offset given to another record of the same epoch.
+    Written,
 }
 
 /// What a reader asks for.
@@ -105,21 +106,15 @@ impl Partition {
         }
         let below = match request.below {
             ReadBelow::HighWatermark => offsets.high_watermark,
-            ReadBelow::End => offsets.end,
+            ReadBelow::Written => online.written_end,
         };
-        let nothing = || Read::Done(ReadBatches { batches: Bytes::new(), offsets });
         if request.from >= below {
-            return Ok(nothing());
+            return Ok(Read::Done(ReadBatches { batches: Bytes::new(), offsets }));
         }
         let cached = online.tail.read(request.from, below, request.max_bytes, request.at_least_one);
         if let Some(batches) = cached {
             return Ok(Read::Done(ReadBatches { batches, offsets }));
         }
-        if request.from >= online.written_end {
-            // Being written, and pushed out of memory by more than its share: soon in the file.
-            return Ok(nothing());
-        }
-        let below = below.min(online.written_end);
         let source = self.source_of(online, request.from);
         let replacements = online.replacements;
         Ok(Read::Cold(ColdRead { request, offsets, below, source, replacements }))

@@ -1,55 +1,119 @@
-//! Taking batches from the leader: as they are, offsets, epochs and all. No IO.
+//! Following: what to ask the leader for, and taking what it answers, as it is, offsets, epochs and
+//! all. And the leader's side of that. No IO.
 //!
 //! What the leader took is a fact here: producers' sequences are noted, never judged. What the
 //! leader *sent* is outside input: every batch is whole, its checksum right, and it continues this
-//! replica's log, or nothing of the answer is taken.
+//! replica's log, or nothing of the answer is taken. And it is taken only while the leader of that
+//! time, in that epoch, is still the one to follow.
 
 use bytes::{Bytes, BytesMut};
-use tailwater_kafka::{BatchError, LeaderEpoch, Offset, RecordBatch};
+use tailwater_kafka::{BatchError, BrokerId, LeaderEpoch, Offset, RecordBatch};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::producers::ProducerBatch;
-use crate::storage::partition::{Online, Partition, Pending, Stopped};
+use crate::replica::{EpochEnd, Event, Fetched, WrongEpoch, divergence};
+use crate::storage::epochs::EpochFalls;
+use crate::storage::partition::{Offsets, Online, Partition, Pending, Stopped};
 
-/// Why batches of the leader are not taken.
+/// Whom a replica follows, and in which of its epochs.
+pub(crate) type Leadership = (BrokerId, LeaderEpoch);
+
+/// What a follower asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) leadership: Leadership,
+    /// Everything below is flushed here.
+    pub(crate) from: Offset,
+    /// The epoch of the last record here; [`LeaderEpoch::NONE`] without any.
+    pub(crate) last_epoch: LeaderEpoch,
+    pub(crate) start: Offset,
+}
+
+/// What a leader answered.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) leadership: Leadership,
+    pub(crate) records: Bytes,
+    pub(crate) high_watermark: Offset,
+    pub(crate) log_start: Offset,
+}
+
+/// Why an answer of the leader is not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NotReplicated {
     /// The partition serves nobody.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+    /// Somebody else is to be followed by now, or nobody.
+    #[error("another leader is to be followed")]
+    NotFollowing,
     /// Damaged on the way, or at the leader.
     #[error("a batch of the leader is not whole")]
     Damaged(#[from] BatchError),
+    /// Of an epoch before that of the records here.
+    #[error(transparent)]
+    Epoch(#[from] EpochFalls),
     /// Not what comes next here.
     #[error("the leader sent offset {found} of epoch {epoch}, expected offset {expected}")]
     OutOfOrder { expected: Offset, found: Offset, epoch: LeaderEpoch },
 }
 
+/// Why a follower is not served.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotServed {
+    /// The partition serves nobody.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// It does not lead, or not in that epoch.
+    #[error("another leader epoch")]
+    WrongEpoch(WrongEpoch),
+    /// Nothing is, or ever was, there.
+    #[error("offset is outside of {} to {}", .0.start, .0.end)]
+    OutOfRange(Offsets),
+}
+
 impl Partition {
-    /// Takes the batches of a leader's answer, whole batches one after the other; bytes of a last
-    /// one that is cut off are left. `room` is their part of the memory for waiting batches.
-    /// Returns whether the partition must now be handed to a flush thread.
+    /// What to ask the leader for; `None` while there is nobody to follow, or what was fetched is
+    /// not flushed yet.
+    pub(crate) fn wanted(&self) -> Option<Wanted> {
+        let mut state = self.lock_state();
+        let leadership = state.replica.follows()?;
+        let online = state.online().ok()?;
+        (online.durable_end == online.end).then(|| Wanted {
+            leadership,
+            from: online.end,
+            last_epoch: online.epochs.last_written(online.end),
+            start: online.start,
+        })
+    }
+
+    /// Takes the leader's answer: whole batches one after the other; bytes of a last one that is cut
+    /// off are left. `room` is their part of the memory for waiting batches. Returns whether the
+    /// partition must now be handed to a flush thread.
     ///
     /// # Errors
     /// If they do not continue this log; then nothing has changed.
     pub(crate) fn append_replicated(
         &self,
-        records: &Bytes,
+        answered: &Answered,
         mut room: Option<OwnedSemaphorePermit>,
     ) -> Result<bool, NotReplicated> {
         // Copied once: the answer's buffer holds other partitions' batches too.
-        let batches = whole_batches(BytesMut::from(&records[..]).freeze())?;
+        let batches = whole_batches(BytesMut::from(&answered.records[..]).freeze())?;
         let tail_share = self.shared.tail_share();
         let now = self.shared.config.clock.now_ms();
         let mut state = self.lock_state();
+        if state.replica.follows() != Some(answered.leadership) {
+            return Err(NotReplicated::NotFollowing);
+        }
         let online = state.online()?;
         online.check_run(&batches, self.topic.compact)?;
         for batch in batches {
             if let Some(producer) = ProducerBatch::of(batch.header()) {
                 online.producers.record(&producer, batch.base_offset(), batch.last_offset(), now);
             }
-            if batch.leader_epoch() > online.epochs.current() {
-                online.epochs.note(batch.leader_epoch(), batch.base_offset());
+            if batch.leader_epoch() != online.epochs.current() {
+                online.epochs.note(batch.leader_epoch(), batch.base_offset())?;
                 online.epochs_noted = true;
             }
             online.end = batch.next_offset();
@@ -57,16 +121,41 @@ impl Partition {
             let own = room.as_mut().and_then(|room| room.split(batch.bytes().len()));
             online.pending.push_back(Pending { batch, _room: own });
         }
-        let schedule = online.schedule();
-        state.wake_followers();
-        Ok(schedule)
+        let Answered { leadership: (_, leader_epoch), high_watermark, log_start, .. } = *answered;
+        state.tell(self, Event::LeaderSaid { leader_epoch, high_watermark, log_start });
+        Ok(state.online().is_ok_and(Online::schedule))
+    }
+
+    /// A follower asks from `fetched.from`, its last record being of `last_epoch`: everything below
+    /// is flushed there. Where that is no part of this log, where they part.
+    ///
+    /// # Errors
+    /// If this is not the leader that it means.
+    pub(crate) fn follower_asks(
+        &self,
+        fetched: Fetched,
+        leader_epoch: LeaderEpoch,
+        last_epoch: LeaderEpoch,
+    ) -> Result<Option<EpochEnd>, NotServed> {
+        let mut state = self.lock_state();
+        state.online()?;
+        state.replica.check_leader(leader_epoch).map_err(NotServed::WrongEpoch)?;
+        let online = state.online()?;
+        if let Some(parts) = divergence(&online.epochs, online.end, last_epoch, fetched.from) {
+            return Ok(Some(parts));
+        }
+        if fetched.from < online.start || fetched.from > online.end {
+            return Err(NotServed::OutOfRange(online.offsets()));
+        }
+        state.tell(self, Event::Fetched(fetched));
+        Ok(None)
     }
 }
 
 impl Online {
     /// A compacted leader has gaps.
     fn check_run(&self, batches: &[RecordBatch], gaps: bool) -> Result<(), NotReplicated> {
-        let (mut expected, mut epoch) = (self.end, self.epochs.current());
+        let (mut expected, mut epoch) = (self.end, self.epochs.last_written(self.end));
         for batch in batches {
             let base = batch.base_offset();
             let continues = base == expected || (gaps && base > expected);
@@ -99,18 +188,18 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
-    use crate::storage::testing::{bases, partition, replicated};
+    use crate::storage::testing::{answered, bases, following, partition, replicated};
 
     #[test]
     fn batches_are_taken_as_they_are_and_are_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0");
-        let follower = partition(&path, Arc::new(FileSystem));
-        assert!(follower.append_replicated(&replicated(0, 40, 3), None).unwrap());
-        // Two are there to be followed on before they are written.
-        assert_eq!(bases(&follower).len(), 20);
+        let follower = following(&path, Arc::new(FileSystem));
+        assert!(follower.append_replicated(&answered(replicated(0, 40, 3)), None).unwrap());
+        assert_eq!(follower.wanted(), None, "not flushed yet");
         follower.write_round();
-        assert!(follower.append_replicated(&replicated(40, 60, 5), None).unwrap());
+        assert_eq!(follower.wanted().unwrap().last_epoch.get(), 3);
+        assert!(follower.append_replicated(&answered(replicated(40, 60, 5)), None).unwrap());
         follower.write_round();
         let expected: Vec<i64> = (0..60).step_by(2).collect();
         assert_eq!(bases(&follower), expected);
@@ -119,18 +208,20 @@ mod tests {
         assert_eq!(bases(&again), expected);
         let epochs: Vec<_> =
             again.epochs().unwrap().entries().map(|(e, o)| (e.get(), o.get())).collect();
-        assert_eq!(epochs[..2], [(3, 0), (5, 40)]);
+        assert_eq!(epochs, [(3, 0), (5, 40)]);
     }
 
     #[test]
     fn what_does_not_continue_the_log_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let follower = partition(&folder.path().join("0"), Arc::new(FileSystem));
-        follower.append_replicated(&replicated(0, 10, 3), None).unwrap();
-        let refused = |records: &Bytes| follower.append_replicated(records, None).unwrap_err();
-        assert!(matches!(refused(&replicated(8, 12, 3)), NotReplicated::OutOfOrder { .. }));
-        assert!(matches!(refused(&replicated(10, 12, 2)), NotReplicated::OutOfOrder { .. }));
-        assert!(matches!(refused(&replicated(12, 14, 3)), NotReplicated::OutOfOrder { .. }));
+        let follower = following(&folder.path().join("0"), Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(0, 10, 3)), None).unwrap();
+        follower.write_round();
+        let refused =
+            |records: Bytes| follower.append_replicated(&answered(records), None).unwrap_err();
+        assert!(matches!(refused(replicated(8, 12, 3)), NotReplicated::OutOfOrder { .. }));
+        assert!(matches!(refused(replicated(10, 12, 2)), NotReplicated::OutOfOrder { .. }));
+        assert!(matches!(refused(replicated(12, 14, 3)), NotReplicated::OutOfOrder { .. }));
         let whole = replicated(10, 14, 3);
         // Offset and epoch are the leader's to set, and outside of the checksum.
         let unchecked = |position: usize| position % (whole.len() / 2) < 16;
@@ -138,14 +229,17 @@ mod tests {
             let mut damaged = whole.to_vec();
             damaged[position] ^= 0x20;
             // A length that became greater is an answer that was cut off: nothing of it is taken.
-            if follower.append_replicated(&damaged.into(), None).is_ok() {
+            if follower.append_replicated(&answered(damaged.into()), None).is_ok() {
+                follower.write_round();
                 assert!(bases(&follower).last() <= Some(&10), "byte {position}");
                 follower.truncate(Offset::new(10)).unwrap();
             }
             assert_eq!(bases(&follower), [0, 2, 4, 6, 8], "byte {position}");
         }
         // What is cut off at its end is taken as far as it is whole.
-        follower.append_replicated(&whole.slice(..whole.len() - 1), None).unwrap();
+        let cut_off = whole.slice(..whole.len() - 1);
+        follower.append_replicated(&answered(cut_off), None).unwrap();
+        follower.write_round();
         assert_eq!(bases(&follower), [0, 2, 4, 6, 8, 10]);
     }
 }

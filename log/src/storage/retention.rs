@@ -52,6 +52,11 @@ impl Partition {
             return Ok(0);
         }
         let mut files = lock(&self.files);
+        if self.leads().is_none() {
+            let followed = self.follow_start(&mut files);
+            let removed = self.remove(&mut files.unremoved);
+            return followed.and(removed);
+        }
         let expire_before = self.topic.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         if self.active_is_expired(expire_before, hold, excess_bytes) {
             self.shared.reserve.spend(|| self.roll(&mut files))?;
@@ -59,6 +64,28 @@ impl Partition {
         let released = self.release(&mut files, expire_before, hold, excess_bytes);
         let removed = self.remove(&mut files.unremoved);
         released.and(removed)
+    }
+
+    /// A follower keeps what its leader keeps.
+    fn follow_start(&self, files: &mut Files) -> Result<(), Error> {
+        let (gone, start, description) = {
+            let mut state = self.lock_state();
+            let Ok(online) = state.online() else { return Ok(()) };
+            let start = online.leader_start.min(online.high_watermark);
+            if start <= online.start {
+                return Ok(());
+            }
+            let count = online.sealed.partition_point(|segment| segment.end <= start);
+            (online.sealed[..count].to_vec(), start, self.description(online, start))
+        };
+        self.shared.reserve.spend(|| description.write(&self.folder))?;
+        if let Ok(online) = self.lock_state().online() {
+            online.start = start;
+            online.epochs.forget_before(start);
+            online.sealed.drain(..gone.len());
+        }
+        files.unremoved.extend(gone);
+        Ok(())
     }
 
     /// Moves the first offset behind what is no longer kept, and leaves that to be removed.
@@ -82,7 +109,7 @@ impl Partition {
         self.shared.reserve.spend(|| description.write(&self.folder))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = online.start.max(start);
-            online.epochs = description.epochs;
+            online.epochs.forget_before(start);
             online.sealed.drain(..gone.len());
         }
         tracing::info!(

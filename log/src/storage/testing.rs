@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tailwater_kafka::{
-    BatchBuilder, BatchStamp, LeaderEpoch, Offset, PartitionId, RecordBatch, TopicId, place,
+    BatchBuilder, BatchStamp, BrokerId, LeaderEpoch, Offset, PartitionId, RecordBatch, TopicId,
+    place,
 };
 use uuid::Uuid;
 
 use crate::Config;
+use crate::metadata::{BrokerEpoch, PartitionEpoch};
+use crate::replica::{Assignment, Event};
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::partition::{Partition, PartitionName, Shared};
 use crate::storage::read::{Read, ReadBelow, ReadRequest};
+use crate::storage::replicate::Answered;
 use crate::storage::reserve::Reserve;
 use crate::storage::{Disk, FileSystem};
 use crate::topic_config::TopicConfig;
@@ -46,13 +50,41 @@ pub(crate) fn partition(folder: &Path, disk: Arc<dyn Disk>) -> Partition {
     Partition::open(folder.to_owned(), name, topic, Arc::new(shared))
 }
 
+/// As [`partition`], following broker 9 in its epoch 9.
+pub(crate) fn following(folder: &Path, disk: Arc<dyn Disk>) -> Partition {
+    let partition = partition(folder, disk);
+    assert!(!partition.tell(Event::Assigned(assignment(9, 9))));
+    partition
+}
+
+/// Broker `leader` leads in that epoch, and broker 1 is with it.
+pub(crate) fn assignment(leader: i32, leader_epoch: i32) -> Assignment {
+    let brokers = [BrokerId::new(leader), BrokerId::new(1)];
+    Assignment {
+        leader: Some(brokers[0]),
+        leader_epoch: LeaderEpoch::new(leader_epoch),
+        partition_epoch: PartitionEpoch::new(leader_epoch),
+        replicas: brokers.to_vec(),
+        isr: brokers.to_vec(),
+        live: brokers.iter().map(|id| (*id, BrokerEpoch::new(1))).collect(),
+        min_insync: 1,
+    }
+}
+
+/// What broker 9 answers in its epoch 9.
+pub(crate) fn answered(records: Bytes) -> Answered {
+    let leadership = (BrokerId::new(9), LeaderEpoch::new(9));
+    let (high_watermark, log_start) = (Offset::ZERO, Offset::ZERO);
+    Answered { leadership, records, high_watermark, log_start }
+}
+
 /// The base offsets of everything that a follower would read.
 pub(crate) fn bases(partition: &Partition) -> Vec<i64> {
     let offsets = partition.offsets().unwrap();
     let (mut from, mut bases) = (offsets.start, Vec::new());
-    while from < offsets.end {
+    while from < partition.written_end() {
         let request =
-            ReadRequest { from, below: ReadBelow::End, max_bytes: 1 << 20, at_least_one: true };
+            ReadRequest { from, below: ReadBelow::Written, max_bytes: 1 << 20, at_least_one: true };
         let mut rest = match partition.read(request).unwrap() {
             Read::Done(found) => found.batches,
             Read::Cold(cold) => partition.read_cold(cold).unwrap().batches,

@@ -12,22 +12,64 @@ use std::sync::Arc;
 use tailwater_kafka::Offset;
 
 use crate::Error;
+use crate::replica::{EpochEnd, OwnLog, Truncation, truncation_point};
 use crate::storage::checkpoint::PartitionDescription;
 use crate::storage::disk::{self, DiskFile};
 use crate::storage::epochs::EpochHistory;
 use crate::storage::open::Opening;
 use crate::storage::partition::{Condition, Files, NotKept, Online, Partition, Stopped, lock};
+use crate::storage::replicate::Leadership;
 use crate::storage::scan::{BatchScan, Scanned};
 use crate::storage::segment::{self, Kind};
 
 impl Partition {
+    /// The leader's log parts from this one at `said`: removes what is not the leader's. Blocks.
+    ///
+    /// # Errors
+    /// As [`Partition::truncate`].
+    pub(crate) fn part(&self, leadership: Leadership, said: EpochEnd) -> Result<(), Error> {
+        let mut files = lock(&self.files);
+        let cut = {
+            let mut state = self.lock_state();
+            if state.replica.follows() != Some(leadership) {
+                return Ok(());
+            }
+            let high_watermark = state.replica.high_watermark();
+            let Ok(online) = state.online() else { return Ok(()) };
+            let (start, end) = (online.start, online.end);
+            truncation_point(OwnLog { epochs: &online.epochs, start, end, high_watermark }, said)
+        };
+        let (to, committed) = match cut {
+            None => return Ok(()),
+            Some(Truncation::To(to)) => (to, false),
+            Some(Truncation::BelowHighWatermark(to)) => (to, true),
+            Some(Truncation::All) => (Offset::ZERO, true),
+        };
+        let (leader, leader_epoch) = leadership;
+        let (topic, partition) = (&self.name.topic, self.name.partition);
+        if committed {
+            tracing::error!(
+                %topic, %partition, %leader, %leader_epoch, %to,
+                "records that were acknowledged are cut off: an unclean election chose a leader \
+                 without them"
+            );
+        } else {
+            tracing::info!(%topic, %partition, %leader, %leader_epoch, %to, "cut to the leader's log");
+        }
+        self.truncate_locked(&mut files, to).map(drop)
+    }
+
     /// Removes every batch that has an offset at or after `to`. Blocks. Returns the end now: `to`,
     /// or less where a batch reaches over it.
     ///
     /// # Errors
     /// The system's; the partition is then offline, since what it has is not the leader's.
+    #[cfg(test)]
     pub(crate) fn truncate(&self, to: Offset) -> Result<Offset, Error> {
-        let mut files = lock(&self.files);
+        self.truncate_locked(&mut lock(&self.files), to)
+    }
+
+    fn truncate_locked(&self, files: &mut Files, to: Offset) -> Result<Offset, Error> {
         let written = match self.lock_state().online() {
             Ok(online) => online.written_end,
             Err(_) => return Err(Error::Closed),
@@ -35,7 +77,7 @@ impl Partition {
         if to >= written {
             return self.forget_pending(to);
         }
-        self.reopened(&mut files, |partition, files| partition.cut_files(files, to))
+        self.reopened(files, |partition, files| partition.cut_files(files, to))
     }
 
     /// Begins anew at `start` with nothing: the leader no longer has what would come next here.
@@ -223,18 +265,18 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::storage::testing::{bases, partition, replicated};
+    use crate::storage::testing::{answered, bases, following, partition, replicated};
     use crate::storage::{Disk, FileSystem};
 
     /// Offsets 0 to 60 in several segments, epoch 1 to 30, epoch 4 from there on; the last ten not
     /// yet written.
     fn filled(path: &Path, disk: Arc<dyn Disk>) -> Partition {
-        let follower = partition(path, disk);
+        let follower = following(path, disk);
         for (from, to, epoch) in [(0, 20, 1), (20, 30, 1), (30, 40, 4), (40, 50, 4)] {
-            follower.append_replicated(&replicated(from, to, epoch), None).unwrap();
+            follower.append_replicated(&answered(replicated(from, to, epoch)), None).unwrap();
             follower.write_round();
         }
-        follower.append_replicated(&replicated(50, 60, 4), None).unwrap();
+        follower.append_replicated(&answered(replicated(50, 60, 4)), None).unwrap();
         follower
     }
 
@@ -250,11 +292,12 @@ mod tests {
             let follower = filled(&path, Arc::new(FileSystem));
             let end = follower.truncate(Offset::new(to)).unwrap();
             assert_eq!(end.get(), to / 2 * 2);
+            follower.write_round();
             assert_eq!(bases(&follower), below(to), "cut at {to}");
             let epochs = follower.epochs().unwrap();
-            assert!(epochs.entries().all(|(_, began)| began <= end));
+            assert!(epochs.entries().all(|(_, began)| began < end));
             // And goes on from there, under a newer leader.
-            follower.append_replicated(&replicated(end.get(), 64, 6), None).unwrap();
+            follower.append_replicated(&answered(replicated(end.get(), 64, 6)), None).unwrap();
             follower.write_round();
             let expected: Vec<i64> = (0..64).step_by(2).collect();
             assert_eq!(bases(&follower), expected, "cut at {to}");
@@ -271,7 +314,7 @@ mod tests {
         let follower = filled(&path, Arc::new(FileSystem));
         follower.restart_at(Offset::new(100)).unwrap();
         assert!(bases(&follower).is_empty());
-        follower.append_replicated(&replicated(100, 110, 7), None).unwrap();
+        follower.append_replicated(&answered(replicated(100, 110, 7)), None).unwrap();
         follower.write_round();
         drop(follower);
         let again = partition(&path, Arc::new(FileSystem));

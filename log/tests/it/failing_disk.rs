@@ -68,9 +68,7 @@ impl FailingDisk {
 
     fn check_open(&self, path: &Path) -> io::Result<()> {
         match self.open_error.load(Ordering::SeqCst) {
-            number if number != 0 && path.extension().is_some_and(|kind| kind == "log") => {
-                Err(io::Error::from_raw_os_error(number))
-            }
+            number if number != 0 && is_segment(path) => Err(io::Error::from_raw_os_error(number)),
             _ => Ok(()),
         }
     }
@@ -168,4 +166,10 @@ impl DiskFile for FailingFile {
         }
         self.file.truncate(length)
     }
+}
+
+/// Of a partition, not of the metadata.
+fn is_segment(path: &Path) -> bool {
+    path.extension().is_some_and(|kind| kind == "log")
+        && path.components().any(|part| part.as_os_str() == "topics")
 }

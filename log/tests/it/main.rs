@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod cluster;
 mod compaction;
 mod crash;
 mod disk_failure;

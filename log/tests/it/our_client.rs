@@ -69,15 +69,15 @@ async fn writes_reads_and_commits(client: &Client) {
     let other = TopicPartition::new(TOPIC, PartitionId::new(0));
     assert_eq!(client.fetch_offsets(group, &[other]).await.unwrap(), [Some(end)]);
 
-    // Another one takes over: the first is fenced, for good.
+    // Another one takes over: the first is fenced where that one writes, for good.
     let mut newer = client.producer(role()).await.unwrap();
     assert!(newer.producer_epoch() > producer.producer_epoch());
+    let newer_handle = newer.register(&partition());
+    newer.append(newer_handle, None, &[b"open"], 1000).unwrap();
+    newer.drain().await.unwrap();
     producer.append(handle, None, &[b"late"], 1000).unwrap();
     let fenced = producer.drain().await.unwrap_err();
     assert_eq!(fenced.disposition(), Disposition::Fenced, "{fenced}");
-    let handle = newer.register(&partition());
-    newer.append(handle, None, &[b"open"], 1000).unwrap();
-    newer.drain().await.unwrap();
     let after = client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap();
     assert_eq!(after, end.next());
 }

@@ -105,7 +105,7 @@ async fn a_repetition_gets_the_first_offset_and_a_gap_is_refused() {
 }
 
 #[tokio::test]
-async fn a_newer_producer_fences_the_older_one_everywhere_and_through_restarts() {
+async fn a_newer_producer_fences_the_older_one_where_it_writes_and_through_restarts() {
     let scratch = Scratch::new().await;
     create_topic_with(&scratch.log, TOPIC, 2, &[]).await;
     let older = init_producer(&scratch.log, Some("tailwater.shop")).await;
@@ -116,23 +116,26 @@ async fn a_newer_producer_fences_the_older_one_everywhere_and_through_restarts()
     assert_eq!(send(&scratch.log, 0, older).await, ErrorCode::None);
     let newer = init_producer(&scratch.log, Some("tailwater.shop")).await;
     assert_eq!((newer.id, newer.epoch), (older.id, older.epoch + 1));
-    // Also where the newer one has not written, and whatever the sequence.
+    // From its first batch in a partition on, whatever the sequence.
     for partition in [0, 1] {
+        assert_eq!(send(&scratch.log, partition, newer).await, ErrorCode::None);
         let stale = Writer { sequence: 1, ..older };
         assert_eq!(send(&scratch.log, partition, stale).await, ErrorCode::InvalidProducerEpoch);
         assert_eq!(send(&scratch.log, partition, older).await, ErrorCode::InvalidProducerEpoch);
     }
     let scratch = scratch.restart(|_| {}).await;
     assert_eq!(send(&scratch.log, 1, older).await, ErrorCode::InvalidProducerEpoch);
-    assert_eq!(send(&scratch.log, 1, newer).await, ErrorCode::None);
-    assert_eq!(send(&scratch.log, 0, newer).await, ErrorCode::None);
+    let next = Writer { sequence: 1, ..newer };
+    assert_eq!(send(&scratch.log, 1, next).await, ErrorCode::None);
+    assert_eq!(send(&scratch.log, 0, next).await, ErrorCode::None);
     let newest = init_producer(&scratch.log, Some("tailwater.shop")).await;
     assert_eq!((newest.id, newest.epoch), (older.id, older.epoch + 2));
+    assert_eq!(send(&scratch.log, 0, newest).await, ErrorCode::None);
     assert_eq!(send(&scratch.log, 0, newer).await, ErrorCode::InvalidProducerEpoch);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_the_older_producer_is_taken_after_the_newer_one_was_answered() {
+async fn nothing_of_the_older_producer_is_taken_after_the_newer_one_has_written() {
     let scratch = scratch().await;
     for _ in 0..20 {
         let older = init_producer(&scratch.log, Some("role")).await;
@@ -156,24 +159,6 @@ async fn nothing_of_the_older_producer_is_taken_after_the_newer_one_was_answered
         let end = list_offset(&scratch.log, TOPIC, -1).await.1;
         assert_eq!(end, marker + 1, "the marker is the last");
     }
-}
-
-#[tokio::test]
-async fn a_transactional_id_that_nobody_asked_for_is_refused() {
-    let scratch = scratch().await;
-    let data = p::PartitionProduceData::default().with_records(Some(values(&["a"], NOBODY)));
-    let topic =
-        p::TopicProduceData::default().with_name(name(TOPIC)).with_partition_data(vec![data]);
-    let request = p::ProduceRequestData::default()
-        .with_transactional_id(Some(name("unknown")))
-        .with_acks(-1)
-        .with_timeout_ms(1000)
-        .with_topic_data(vec![topic]);
-    let Response::Produce(response) = ask(&scratch.log, ApiKey::Produce, 9, request).await else {
-        panic!("another response");
-    };
-    let code = response.responses[0].partition_responses[0].error_code;
-    assert_eq!(ErrorCode::from(code), ErrorCode::InvalidProducerIdMapping);
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use tailwater_kafka::wire::{
     ApiKey, KafkaUuid, Request, RequestHeader, Response, api_versions_request as av,
     create_topics_request as ct, decode_request, decode_response, delete_groups_request as dg,
     delete_topics_request as dt, describe_cluster_request as dcl, describe_configs_request as dc,
-    encode_request, encode_response, find_coordinator_request as fc, metadata_request as m,
-    offset_delete_request as od, offset_fetch_request as of, offset_for_leader_epoch_request as le,
+    encode_request, encode_response, find_coordinator_request as fc, list_groups_request as lg,
+    metadata_request as m, offset_delete_request as od, offset_fetch_request as of,
+    offset_for_leader_epoch_request as le,
 };
 use tailwater_kafka::wire::{
     fetch_request as f, init_producer_id_request as ip, list_offsets_request as lo,
@@ -195,6 +196,7 @@ fn request(api: ApiKey, version: i16, id: KafkaUuid) -> Request {
                 .into()
         }
         ApiKey::DescribeCluster => dcl::DescribeClusterRequestData::default().into(),
+        ApiKey::ListGroups => lg::ListGroupsRequestData::default().into(),
         other => panic!("{other:?} is advertised and not tested here"),
     }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
+use super::super::requests::{HeartbeatAnswer, TopicConfigs};
 use super::super::{
     AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, Event, Heartbeat,
-    HeartbeatAnswer, IsrChange, NewTopic, Refusal, Registration, Settings, TopicConfigs,
+    IsrChange, NewTopic, Refusal, Registration, Settings,
 };
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex, PartitionState, Record};
 

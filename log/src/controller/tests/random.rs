@@ -18,10 +18,10 @@ use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
 use super::super::partitions::{Wanted, settle};
+use super::super::requests::{ElectionKind, MorePartitions, TopicConfigs};
 use super::super::{
-    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, ElectionKind, Event,
-    Heartbeat, IsrChange, MorePartitions, NewTopic, Refusal, Registration, Settings, TopicConfigs,
-    TopicRef,
+    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, Event, Heartbeat,
+    IsrChange, NewTopic, Refusal, Registration, Settings, TopicRef,
 };
 use super::cluster::id;
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex, PartitionState, Record};

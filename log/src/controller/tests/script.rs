@@ -25,7 +25,8 @@
 
 use tailwater_kafka::{BrokerId, PartitionId, TopicPartition};
 
-use super::super::{ControllerRequest, ElectionKind, Refusal};
+use super::super::requests::ElectionKind;
+use super::super::{ControllerRequest, Refusal};
 use super::cluster::{Cluster, Start, id, only_done, settings};
 use crate::metadata::PartitionState;
 

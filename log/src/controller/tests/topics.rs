@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use tailwater_kafka::BrokerId;
 use tailwater_kafka::wire::ErrorCode;
 
-use super::super::{ControllerAnswer, ControllerRequest, MorePartitions, Settings, TopicRef};
+use super::super::requests::MorePartitions;
+use super::super::{ControllerAnswer, ControllerRequest, Settings, TopicRef};
 use super::cluster::{Cluster, id, ids, only_done, settings};
 
 fn create(cluster: &mut Cluster, name: &str, partitions: i32, factor: i16) {

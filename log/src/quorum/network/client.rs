@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -56,6 +56,7 @@ impl TcpNetwork {
     }
 
     /// Ends all connections. Calls that wait have no answer.
+    #[cfg(test)]
     pub(crate) async fn close(&self) {
         self.stopping.cancel();
         self.tasks.close();

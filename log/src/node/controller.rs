@@ -1,0 +1,277 @@
+//! The controller of this process: its decisions, between the quorum and whoever asks.
+//!
+//! One task owns the [`Controller`]. It tells it what is asked, what was committed, and whether this
+//! node leads the quorum; what it proposes goes to the quorum, what it answers to who asked.
+//!
+//! A heartbeat is also how a broker gets its metadata: the answer has what is new to it, and waits
+//! for something new for as long as the broker wants.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
+
+use crate::controller::{
+    Command, Controller, ControllerAnswer, ControllerRequest, Event, Refusal, Settings,
+};
+use crate::metadata::{Image, MetadataIndex, Record};
+use crate::quorum::{After, Quorum, QuorumError};
+
+/// Requests that may wait for the task: brokers repeat what is not answered.
+const QUEUE: usize = 256;
+
+/// How often time goes by for the controller: several times per session.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Entries of one answer: a broker that lacks more asks again at once.
+const NEWS_ENTRIES: usize = 500;
+
+/// What a node asks a controller.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Ask {
+    pub(crate) request: ControllerRequest,
+    /// For a heartbeat: how long its answer may wait for news, ms.
+    pub(crate) wait_ms: u64,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Reply {
+    pub(crate) answer: Result<ControllerAnswer, Refusal>,
+    /// To a heartbeat: metadata that is new to the broker.
+    pub(crate) news: Option<News>,
+}
+
+/// Metadata that is new to a broker.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum News {
+    /// All of it.
+    Image(Arc<Image>),
+    /// Entries, in order.
+    Entries(Vec<(MetadataIndex, Arc<[Record]>)>),
+}
+
+/// A handle on the controller of this process.
+#[derive(Debug)]
+pub(crate) struct ControllerNode {
+    quorum: Quorum,
+    asks: mpsc::Sender<Asked>,
+    /// Aborted when this is dropped.
+    _task: JoinSet<()>,
+    /// A node that is dropped takes part no more, like one whose process died.
+    _stop_quorum: DropGuard,
+}
+
+#[derive(Debug)]
+struct Asked {
+    request: ControllerRequest,
+    answer: oneshot::Sender<Result<ControllerAnswer, Refusal>>,
+}
+
+impl ControllerNode {
+    /// Begins to decide whenever `quorum` is led from here.
+    pub(crate) fn start(quorum: Quorum, settings: Settings) -> Self {
+        let (asks, asked) = mpsc::channel(QUEUE);
+        let mut task = JoinSet::new();
+        let shell = Shell {
+            quorum: quorum.clone(),
+            controller: Controller::new(settings),
+            started: Instant::now(),
+            applied: MetadataIndex::ZERO,
+            active_since: None,
+            waiting: HashMap::new(),
+            next_id: 0,
+            proposal: None,
+        };
+        task.spawn(shell.run(asked));
+        let _stop_quorum = quorum.stopping().drop_guard();
+        Self { quorum, asks, _task: task, _stop_quorum }
+    }
+
+    /// The quorum.
+    pub(crate) fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
+    /// Answers a node.
+    pub(crate) async fn handle(&self, ask: Ask) -> Reply {
+        let applied = match &ask.request {
+            ControllerRequest::Heartbeat(heartbeat) => Some(heartbeat.applied),
+            _ => None,
+        };
+        let answer = self.decide(ask.request).await;
+        let news = match applied {
+            Some(applied) if answer.is_ok() => {
+                self.news(applied, Duration::from_millis(ask.wait_ms)).await
+            }
+            _ => None,
+        };
+        Reply { answer, news }
+    }
+
+    async fn decide(&self, request: ControllerRequest) -> Result<ControllerAnswer, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        if self.asks.send(Asked { request, answer }).await.is_err() {
+            return Err(Refusal::not_controller());
+        }
+        answered.await.unwrap_or_else(|_| Err(Refusal::not_controller()))
+    }
+
+    /// What came after `applied`, waiting for it up to `wait`.
+    async fn news(&self, applied: MetadataIndex, wait: Duration) -> Option<News> {
+        let deadline = Instant::now() + wait;
+        let mut status = self.quorum.watch();
+        loop {
+            status.borrow_and_update();
+            if self.quorum.image().index() > applied {
+                return match self.quorum.entries_after(applied) {
+                    After::Behind { image } => Some(News::Image(image)),
+                    After::Entries(mut entries) => {
+                        entries.truncate(NEWS_ENTRIES);
+                        Some(News::Entries(entries))
+                    }
+                };
+            }
+            match tokio::time::timeout_at(deadline, status.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return None,
+            }
+        }
+    }
+}
+
+type Proposal = Pin<Box<dyn Future<Output = Result<MetadataIndex, QuorumError>> + Send>>;
+
+struct Shell {
+    quorum: Quorum,
+    controller: Controller,
+    started: Instant,
+    /// What the controller has been told of.
+    applied: MetadataIndex,
+    /// Of the activity that the controller knows of.
+    active_since: Option<MetadataIndex>,
+    waiting: HashMap<u64, oneshot::Sender<Result<ControllerAnswer, Refusal>>>,
+    next_id: u64,
+    proposal: Option<Proposal>,
+}
+
+/// What the task waits for.
+enum Next {
+    Asked(Asked),
+    Proposed(Result<MetadataIndex, QuorumError>),
+    Status,
+    Tick,
+    End,
+}
+
+impl Shell {
+    async fn run(mut self, mut asked: mpsc::Receiver<Asked>) {
+        let mut status = self.quorum.watch();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = tokio::select! {
+                biased;
+                changed = status.changed() => {
+                    if changed.is_ok() { Next::Status } else { Next::End }
+                }
+                proposed = async { self.proposal.as_mut().expect("checked").await },
+                    if self.proposal.is_some() => Next::Proposed(proposed),
+                asked = asked.recv() => asked.map_or(Next::End, Next::Asked),
+                _ = tick.tick() => Next::Tick,
+            };
+            match next {
+                Next::Status => {
+                    let active_since = status.borrow_and_update().active_since;
+                    self.follow(active_since);
+                }
+                Next::Proposed(outcome) => self.proposed(outcome),
+                Next::Asked(asked) => self.asked(asked),
+                Next::Tick => self.tell(Event::Tick),
+                Next::End => return,
+            }
+        }
+    }
+
+    /// Tells what has been committed, and whether this node leads.
+    fn follow(&mut self, active_since: Option<MetadataIndex>) {
+        if self.active_since != active_since {
+            self.active_since = active_since;
+            self.proposal = None;
+            match active_since {
+                Some(_) => self.activate(),
+                None => self.tell(Event::Deactivated),
+            }
+        }
+        self.tell_committed();
+    }
+
+    fn activate(&mut self) {
+        let image = self.quorum.image();
+        self.applied = image.index();
+        self.tell(Event::Activated { image });
+    }
+
+    fn tell_committed(&mut self) {
+        if self.active_since.is_none() || self.quorum.image().index() <= self.applied {
+            return;
+        }
+        match self.quorum.entries_after(self.applied) {
+            // Only a leader's own entries come here, one at a time: it is never that far behind.
+            After::Behind { .. } => self.activate(),
+            After::Entries(entries) => {
+                for (index, records) in entries {
+                    self.applied = index;
+                    self.tell(Event::Committed { index, records });
+                }
+            }
+        }
+    }
+
+    fn proposed(&mut self, outcome: Result<MetadataIndex, QuorumError>) {
+        self.proposal = None;
+        match outcome {
+            Ok(_) => self.tell_committed(),
+            Err(error) => {
+                tracing::warn!(%error, "a decision was not committed");
+                self.tell(Event::Deactivated);
+                if self.active_since.is_some() {
+                    self.activate();
+                }
+            }
+        }
+    }
+
+    fn asked(&mut self, asked: Asked) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiting.insert(id, asked.answer);
+        self.tell(Event::Request { id, request: asked.request });
+    }
+
+    fn tell(&mut self, event: Event) {
+        for command in self.controller.handle(self.started.elapsed(), event) {
+            match command {
+                Command::Propose { records } => {
+                    let quorum = self.quorum.clone();
+                    self.proposal = Some(Box::pin(async move { quorum.propose(records).await }));
+                }
+                Command::Answer { id, answer } => {
+                    if let Some(waiting) = self.waiting.remove(&id) {
+                        // Who asked may be gone.
+                        drop(waiting.send(answer));
+                    }
+                }
+            }
+        }
+    }
+}
