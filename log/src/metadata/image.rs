@@ -199,12 +199,6 @@ impl Image {
         self.next_producer_id
     }
 
-    /// What is allowed and denied.
-    #[cfg(test)]
-    pub(crate) fn acls(&self) -> &BTreeSet<AclBinding> {
-        &self.acls
-    }
-
     /// How many in-sync replicas a partition must have for anything to be committed: its topic's
     /// `min.insync.replicas`, else the cluster's, but never more than it has replicas.
     ///

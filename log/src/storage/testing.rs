@@ -21,12 +21,7 @@ use crate::storage::reserve::Reserve;
 use crate::storage::{Disk, FileSystem};
 use crate::topic_config::TopicConfig;
 
-/// What a node of its own shares, for a journal under test.
-pub(crate) fn shared() -> Shared {
-    shared_on(Arc::new(FileSystem))
-}
-
-/// As [`shared`], with files on `disk`.
+/// What a node of its own shares, with files on `disk`.
 pub(crate) fn shared_on(disk: Arc<dyn Disk>) -> Shared {
     let folder = tempfile::tempdir().unwrap();
     let folder_lock = FolderLock::take(folder.path()).unwrap();

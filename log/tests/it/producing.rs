@@ -5,7 +5,7 @@ use tailwater_kafka::wire::{ApiKey, ErrorCode, RequestHeader, Response, produce_
 use tailwater_kafka::{BatchBuilder, BatchStamp, Compression, HEADER_BYTES, Node, RequestContext};
 
 use crate::support::{
-    NOBODY, Scratch, Writer, ask, batch, create_topic, create_topic_with, fetch, init_producer,
+    NOBODY, Scratch, Writer, batch, create_topic, create_topic_with, fetch, init_producer,
     list_offset, name, produce, produce_raw, produce_to, produce_values, read_all, values,
 };
 
