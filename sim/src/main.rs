@@ -126,12 +126,10 @@ fn many(arguments: &Arguments) -> std::io::Result<bool> {
         None => println!("{} seeds from {} on: ok", arguments.seeds, arguments.from),
         Some(seed) => {
             let workload = name_of(arguments.workload);
-            let plant = arguments.plant.map(|plant| format!(" --plant {}", name_of(plant)));
+            let plant = arguments.plant.map(|plant| format!(" -- --plant {}", name_of(plant)));
+            let plant = plant.unwrap_or_default();
             println!("failed: {failed:?}; to see the first:");
-            println!(
-                "  cargo xtask sim --workload {workload}{} --seed {seed}",
-                plant.unwrap_or_default()
-            );
+            println!("  cargo xtask sim --workload {workload} --seed {seed}{plant}");
         }
     }
     Ok(failed.is_empty())
