@@ -34,11 +34,19 @@ use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
 use crate::{
-    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, SourceState,
+    LockHolder, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
+    SourceState,
 };
 
 /// How often a standby looks whether its turn has come.
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait of one who is fenced and finds the lock free all the same. Whoever fences him
+/// holds another lock: one of another server, to which the same URL has led. Until a person sees
+/// that, they must not keep each other from all work.
+const LONGEST_TRUCE: Duration = Duration::from_secs(60);
+/// A server that answers nothing for this long is one that we do not reach: it may have given the
+/// lock to another by now. Longer than the pauses of a busy one.
+const LOCK_SILENCE: Duration = Duration::from_secs(10);
 /// How often the source is asked where it is: often enough for a person who looks at the lag, and
 /// nothing to the source.
 const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,30 +77,31 @@ impl Capture {
 
     /// Runs until `shutdown`: everything that was read is then in the log.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut backoff = BACKOFF.0;
+        let mut waits = Waits { retry: BACKOFF.0, truce: STANDBY_INTERVAL };
         let mut resyncs = self.handle.resyncs();
+        let mut lock = None;
         while !shutdown.is_cancelled() {
             let before = self.handle.status().place;
             // One that is asked for from here on ends a wait; one that this attempt cannot begin
             // does not make the next come sooner.
             resyncs.mark_unchanged();
-            let ended = self.attempt(&shutdown).await;
+            let ended = self.attempt(&mut lock, &shutdown).await;
             if self.handle.status().place != before {
-                backoff = BACKOFF.0;
+                waits.retry = BACKOFF.0;
             }
             let wait = match ended {
                 Ok(Why::Shutdown) => return,
                 Ok(Why::Resync) => None,
-                Ok(Why::Paused) => self.paused(&shutdown).await,
+                Ok(Why::Paused) => self.paused(&mut lock, &shutdown).await,
                 Ok(Why::Done) => {
                     self.stopped("the snapshot is complete", &mut resyncs, &shutdown).await
                 }
                 Ok(Why::Standby) => {
-                    self.handle.set(CaptureState::Standby, None);
+                    waits.truce = STANDBY_INTERVAL;
                     Some(STANDBY_INTERVAL)
                 }
                 Err(error) => {
-                    let failed = self.failed(&error, &mut backoff, &mut resyncs, &shutdown);
+                    let failed = self.failed(&error, &mut waits, &mut resyncs, &shutdown);
                     failed.await
                 }
             };
@@ -109,7 +118,7 @@ impl Capture {
     async fn failed(
         &self,
         error: &Error,
-        backoff: &mut Duration,
+        waits: &mut Waits,
         resyncs: &mut watch::Receiver<Resyncs>,
         shutdown: &CancellationToken,
     ) -> Option<Duration> {
@@ -119,14 +128,16 @@ impl Capture {
             Disposition::Retry => {
                 tracing::warn!(source, error = %text, "capture failed, trying again");
                 self.handle.set(CaptureState::Retrying, Some(text));
-                let wait = *backoff;
-                *backoff = (wait * 2).min(BACKOFF.1);
+                let wait = waits.retry;
+                waits.retry = (wait * 2).min(BACKOFF.1);
                 Some(wait)
             }
             Disposition::Fenced => {
                 tracing::info!(source, "another process has taken over this source");
                 self.handle.set(CaptureState::Standby, Some(text));
-                Some(STANDBY_INTERVAL)
+                let wait = waits.truce;
+                waits.truce = (wait * 2).min(LONGEST_TRUCE);
+                Some(wait)
             }
             Disposition::Operator | Disposition::Bug => {
                 tracing::error!(source, error = %text, "capture stopped");
@@ -153,49 +164,125 @@ impl Capture {
         None
     }
 
-    async fn paused(&self, shutdown: &CancellationToken) -> Option<Duration> {
+    /// Waits for the end of the pause. With the lock: that one process pauses is no reason for
+    /// another to go on.
+    async fn paused(
+        &self,
+        lock: &mut Option<SourceLock>,
+        shutdown: &CancellationToken,
+    ) -> Option<Duration> {
         self.handle.set(CaptureState::Paused, None);
         let mut paused = self.handle.paused();
         tokio::select! {
             _changed = paused.wait_for(|paused| !paused) => {}
             () = shutdown.cancelled() => {}
+            never = self.keep(lock) => match never {},
         }
         None
     }
 
-    /// One try: from the lock to whatever ends it.
-    async fn attempt(&self, shutdown: &CancellationToken) -> Result<Why, Error> {
+    /// Keeps the lock, and takes it anew when it is lost and to be had.
+    async fn keep(&self, lock: &mut Option<SourceLock>) -> Infallible {
+        loop {
+            if let Ok(Some(mut held)) = self.take_lock(lock).await {
+                let lost = self.hold(&mut held).await;
+                tracing::debug!(source = self.config.source, error = %lost, "the lock is lost");
+            }
+            tokio::time::sleep(STANDBY_INTERVAL).await;
+        }
+    }
+
+    /// One try: from the lock to whatever ends it. `lock` is the session in which it waits for the
+    /// lock, and in which it pauses.
+    async fn attempt(
+        &self,
+        lock: &mut Option<SourceLock>,
+        shutdown: &CancellationToken,
+    ) -> Result<Why, Error> {
         if *self.handle.paused().borrow() {
             return Ok(Why::Paused);
         }
         if self.handle.status().state != CaptureState::Standby {
             self.handle.set(CaptureState::Starting, self.handle.status().error);
         }
-        let Some(mut lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
-        tokio::select! {
+        let Some(mut held) = self.take_lock(lock).await? else { return Ok(Why::Standby) };
+        let ended = tokio::select! {
             ended = self.locked(shutdown) => ended,
-            never = self.measure(&mut lock) => match never {},
+            lost = self.hold(&mut held) => Err(lost.into()),
+        };
+        if matches!(ended, Ok(Why::Paused)) {
+            *lock = Some(held);
+        }
+        ended
+    }
+
+    /// Takes the source's lock, in the session that waits for it if there is one; `None`: another
+    /// process has it.
+    async fn take_lock(
+        &self,
+        waiting: &mut Option<SourceLock>,
+    ) -> Result<Option<SourceLock>, SourceError> {
+        let mut lock = match waiting.take() {
+            Some(lock) => lock,
+            None => self.connector.lock_session().await?,
+        };
+        let holder = tokio::time::timeout(LOCK_SILENCE, lock.try_take()).await;
+        match holder.unwrap_or_else(|_elapsed| Err(silent()))? {
+            LockHolder::Us => Ok(Some(lock)),
+            LockHolder::Another(who) => {
+                *waiting = Some(lock);
+                self.stand_by(&who);
+                Ok(None)
+            }
         }
     }
 
-    /// Asks the source, again and again, how far the log is behind it.
-    async fn measure(&self, lock: &mut SourceLock) -> Infallible {
+    fn stand_by(&self, holder: &str) {
+        let status = self.handle.status();
+        if status.state == CaptureState::Paused {
+            return;
+        }
+        let source = self.config.source.as_str();
+        if status.state != CaptureState::Standby {
+            tracing::info!(source, holder, "another process captures this source: standing by");
+        }
+        let text = format!("another process captures this source: {holder}");
+        self.handle.set(CaptureState::Standby, Some(text));
+    }
+
+    /// Shows the source that we live, and asks it how far the log is behind it, until the lock is
+    /// lost: why.
+    async fn hold(&self, lock: &mut SourceLock) -> SourceError {
         let mut status = self.handle.watch();
         loop {
-            let streams = |status: &CaptureStatus| {
-                status.state == CaptureState::Streaming && status.covered().is_some()
-            };
-            let covered = status.wait_for(streams).await.map(|status| status.covered());
-            // The other end is ours as well.
-            let Ok(Some(covered)) = covered else { return std::future::pending().await };
+            let asked = tokio::time::timeout(LOCK_SILENCE, self.ask(lock)).await;
+            if let Err(lost) = asked.unwrap_or_else(|_elapsed| Err(silent())) {
+                return lost;
+            }
+            let soon = tokio::time::sleep(MEASURE_INTERVAL);
+            if covered(&status.borrow()).is_some() {
+                soon.await;
+                continue;
+            }
+            // How far the log is behind is known as soon as the stream begins.
+            tokio::select! {
+                _streams = status.wait_for(|status| covered(status).is_some()) => {}
+                () = soon => {}
+            }
+        }
+    }
+
+    async fn ask(&self, lock: &mut SourceLock) -> Result<(), SourceError> {
+        let covered = covered(&self.handle.status());
+        if let Some(covered) = covered {
             let asked_at_ms = (self.config.clock)();
             let lag_bytes = lock.lag_bytes(covered).await.unwrap_or_else(|error| {
                 tracing::debug!(source = self.config.source, %error, "the lag is not known");
                 None
             });
             self.handle.measured(lag_bytes, asked_at_ms);
-            tokio::time::sleep(MEASURE_INTERVAL).await;
         }
+        lock.check().await
     }
 
     /// As the one who captures the source.
@@ -423,6 +510,27 @@ impl Capture {
         write_state(&self.config, &mut taken.producer, &state).await?;
         Ok(state)
     }
+}
+
+/// How long it waits next.
+#[derive(Debug)]
+struct Waits {
+    /// After a failure that may pass.
+    retry: Duration,
+    /// After it was fenced.
+    truce: Duration,
+}
+
+/// Up to where the log has what is streamed.
+fn covered(status: &CaptureStatus) -> Option<Commit> {
+    status.covered().filter(|_commit| status.state == CaptureState::Streaming)
+}
+
+/// The session of the lock has no answer.
+fn silent() -> SourceError {
+    let limit = LOCK_SILENCE.as_secs();
+    let what = format!("the server has not answered for {limit} s");
+    SourceError::unavailable("hold the source's lock", what)
 }
 
 /// What a take-over leads to.

@@ -26,8 +26,8 @@ pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
 pub use source::{
-    LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState,
-    Stream,
+    LOCK_LEASE, LockHolder, LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector,
+    SourceLock, SourceState, Stream,
 };
 pub use status::{CaptureHandle, CaptureState, CaptureStatus, ResyncError};
 pub use tail::TailError;

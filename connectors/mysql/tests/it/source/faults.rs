@@ -1,6 +1,6 @@
 //! What a source must refuse, and say why.
 
-use tailwater_capture::SourceError;
+use tailwater_capture::{LockHolder, SourceError};
 use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
 
@@ -269,13 +269,15 @@ fn a_position_that_is_gone_is_named() {
 fn one_process_at_a_time_holds_the_source() {
     on_each(async |server, database| {
         let (first, second) = (source(server, database), source(server, database));
-        let lock = first.try_lock().await.unwrap();
-        assert!(lock.is_some());
-        assert!(second.try_lock().await.unwrap().is_none());
-        drop(lock);
-        let mut got = None;
-        while got.is_none() {
-            got = second.try_lock().await.unwrap();
+        let mut held = first.lock_session().await.unwrap();
+        let mut waiting = second.lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        let LockHolder::Another(who) = waiting.try_take().await.unwrap() else { panic!() };
+        assert!(who.contains("session"), "{who}");
+        held.check().await.unwrap();
+        drop(held);
+        while waiting.try_take().await.unwrap() != LockHolder::Us {
+            tokio::task::yield_now().await;
         }
     });
 }

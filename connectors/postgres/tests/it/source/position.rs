@@ -1,6 +1,6 @@
 //! Where a stream may go on, and where it must not.
 
-use tailwater_capture::{SourceError, SourceState};
+use tailwater_capture::{LockHolder, SourceError, SourceState};
 use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
 
@@ -223,13 +223,16 @@ async fn a_wait_that_is_given_up_loses_nothing() {
 async fn one_process_at_a_time_captures_a_source() {
     for flavor in flavors() {
         let database = Database::new(flavor);
-        let held = database.source().try_lock().await.unwrap();
-        assert!(held.is_some());
-        assert!(database.source().try_lock().await.unwrap().is_none());
+        let mut held = database.source().lock_session().await.unwrap();
+        let mut waiting = database.source().lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        let LockHolder::Another(who) = waiting.try_take().await.unwrap() else { panic!() };
+        assert!(who.contains("session") && who.contains("127.0.0.1"), "{who}");
+        held.check().await.unwrap();
         drop(held);
         // The server notices the end of the session a moment later.
         soon(async {
-            while database.source().try_lock().await.unwrap().is_none() {
+            while waiting.try_take().await.unwrap() != LockHolder::Us {
                 tokio::task::yield_now().await;
             }
         })
