@@ -22,7 +22,7 @@ use crate::{Change, Step, Table, TargetError};
 /// How long a target may hear nothing of the session that holds a pipeline's lock before it ends
 /// that session: the host vanished without a word, or the process hangs. It is heard every second.
 /// A standby that looks every second, and takes over in less than one, is at work in ten.
-pub const SESSION_LEASE: Duration = Duration::from_secs(6);
+pub const SESSION_LEASE: Duration = Duration::from_secs(5);
 
 /// How far a pipeline has come: one row of `tailwater.progress` in the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

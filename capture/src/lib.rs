@@ -6,6 +6,7 @@
 //! transaction, its commit position is confirmed to the source. Nothing is confirmed that the log
 //! does not hold.
 
+mod another;
 mod capture;
 mod changes;
 mod config;
@@ -20,6 +21,7 @@ mod tail;
 mod take_over;
 mod writer;
 
+pub use another::written_epoch;
 pub use capture::Capture;
 pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
 pub use config::{Config, SnapshotMode};

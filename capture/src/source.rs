@@ -50,7 +50,7 @@ pub struct Resume {
 /// How long a source may hear nothing of the session that holds its lock before it ends that
 /// session: the host vanished without a word, or the process hangs. Capture is heard every second.
 /// A standby that looks every second, and takes over in less than one, is at work in ten.
-pub const LOCK_LEASE: Duration = Duration::from_secs(6);
+pub const LOCK_LEASE: Duration = Duration::from_secs(5);
 
 /// Whose a source's lock is.
 #[derive(Debug, Clone, PartialEq, Eq)]

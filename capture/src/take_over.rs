@@ -301,7 +301,7 @@ fn batch_identity(batch: &RecordBatch) -> (u64, u64) {
     )
 }
 
-async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Error> {
+pub(crate) async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Error> {
     client
         .list_offsets(topic, PartitionId::new(0), at)
         .await
@@ -309,7 +309,7 @@ async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Er
 }
 
 /// Gives every record of `[from, end)` to `take`: its batch, offset, key and value.
-async fn read_range(
+pub(crate) async fn read_range(
     client: &Client,
     topic: &str,
     from: Offset,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use tailwater_apply::{State, Status};
+use tailwater_capture::{CaptureState, written_epoch};
 use tailwater_change::Commit;
 use tokio::time::Instant;
 
-use crate::app::{App, PipelineRole};
+use crate::app::{App, PipelineRole, SourceRole};
 
 /// How a wait ended; the command's exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,21 +45,27 @@ pub(crate) async fn wait(app: &App, pipeline: &str, timeout: Duration) -> Waited
             Err(_) => tokio::time::sleep(PROBE_INTERVAL).await,
         }
     };
-    reach(role, source, goal, deadline).await
+    reach(app, role, source, goal, deadline).await
+}
+
+/// What a command says of a role that waits here while another process has it.
+pub(crate) fn elsewhere(what: &str, name: &str, why: Option<String>) -> String {
+    let why = why.unwrap_or_else(|| "another process has it".to_owned());
+    format!("{what} {name:?} stands by in this process: {why}; ask that process")
 }
 
 /// Waits until `pipeline` has applied everything up to `goal`.
 pub(crate) async fn reach(
+    app: &App,
     role: &PipelineRole,
-    source: &crate::app::SourceRole,
+    source: &SourceRole,
     goal: Commit,
     deadline: Instant,
 ) -> Waited {
     let mut changed = role.handle.watch();
     loop {
         let status = role.handle.status();
-        let captured = source.handle.status();
-        if applied(&status, captured.epoch, goal) {
+        if applied(&status, goal) && in_epoch(app, role, source, &status).await {
             return Waited::Reached;
         }
         if let Some(why) = hopeless(role, source) {
@@ -77,16 +84,29 @@ pub(crate) async fn reach(
     }
 }
 
-fn applied(status: &Status, epoch: Option<tailwater_change::Epoch>, goal: Commit) -> bool {
-    let (Some(place), Some(epoch)) = (status.place, epoch) else { return false };
-    // A target that is in a later epoch than the source's own capture has read another log.
-    place.epoch == epoch && place.commit >= goal && status.state == State::Streaming
+fn applied(status: &Status, goal: Commit) -> bool {
+    status.state == State::Streaming && status.place.is_some_and(|place| place.commit >= goal)
+}
+
+/// Whether the pipeline is in the epoch that is being written. A target that is in a later one has
+/// read another log.
+async fn in_epoch(app: &App, role: &PipelineRole, source: &SourceRole, status: &Status) -> bool {
+    let captured = source.handle.status();
+    let epoch = match captured.state {
+        CaptureState::Standby => written_epoch(&app.client, &role.source).await.ok().flatten(),
+        _ => captured.epoch,
+    };
+    epoch.is_some() && status.place.map(|place| place.epoch) == epoch
 }
 
 /// Why it will never get there without a person.
-fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<String> {
+fn hopeless(role: &PipelineRole, source: &SourceRole) -> Option<String> {
     let pipeline = role.handle.status();
     let captured = source.handle.status();
+    if pipeline.state == State::Standby {
+        let why = pipeline.failure.map(|failure| failure.reason);
+        return Some(elsewhere("pipeline", &pipeline.name, why));
+    }
     let stopped_at = pipeline.failure.as_ref().and_then(|failure| failure.epoch);
     // A snapshot that is being taken ends a stop in an epoch before it.
     let goes_on = stopped_at.is_some() && stopped_at < captured.epoch;
@@ -94,10 +114,7 @@ fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<Stri
         let why = pipeline.failure.map(|failure| failure.reason).unwrap_or_default();
         return Some(format!("the pipeline is {}: {why}", pipeline.state));
     }
-    if matches!(
-        captured.state,
-        tailwater_capture::CaptureState::Paused | tailwater_capture::CaptureState::Stopped
-    ) {
+    if matches!(captured.state, CaptureState::Paused | CaptureState::Stopped) {
         let why = captured.error.unwrap_or_default();
         return Some(format!("the source is {}: {why}", captured.state.as_str()));
     }

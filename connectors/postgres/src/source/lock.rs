@@ -74,8 +74,8 @@ impl LockSession for Lock {
         if !taken {
             return Ok(LockHolder::Another(self.holder().await?));
         }
-        // Who reads the slot without the lock has lost it a moment ago: what he still appends must
-        // not be fenced before he can be followed.
+        // Whoever reads the slot without the lock lost it a moment ago, or came before it. Taking
+        // over would stop his appends, and nobody could go on until the slot is free.
         let status = slot_status(&self.session, &self.slot).await?;
         match status.and_then(|status| status.active_pid) {
             None => Ok(LockHolder::Us),

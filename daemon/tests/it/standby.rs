@@ -1,0 +1,396 @@
+//! Standby hosts: two processes that capture one source and two that apply one pipeline, over one
+//! log. Whatever becomes of the ones at work (killed, hanging and awake again, gone from the
+//! network without a word), the others go on within ten seconds, and never two at once.
+//!
+//! ```text
+//!   source ─► capture 1, capture 2 ─► log ─► apply 1, apply 2 ─► target
+//! ```
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value as Json;
+use tokio::time::Instant;
+use tailwater_scratch::{Flavor, Host, Server, Tailwater, everything, free_port, wait_until};
+
+use crate::operator::{get, metric, status};
+use crate::workload::Workload;
+use crate::world::{Watcher, World, binary, same_rows};
+
+/// How long anything else may take on a loaded machine; no test waits for it to pass.
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// Within which a standby is at work: what docs/operations.md says.
+const TAKEOVER: Duration = Duration::from_secs(10);
+
+/// Kills of each role, per pair.
+fn kills() -> usize {
+    if everything() { 20 } else { 2 }
+}
+
+/// What a process of these tests has one of.
+#[derive(Debug, Clone, Copy)]
+enum Role {
+    Source,
+    Pipeline,
+}
+
+impl Role {
+    fn list(self) -> &'static str {
+        match self {
+            Role::Source => "sources",
+            Role::Pipeline => "pipelines",
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Role::Source => "source",
+            Role::Pipeline => "pipeline",
+        }
+    }
+}
+
+/// The state of a role, and why.
+fn state(tailwater: &Tailwater, role: Role) -> Result<(String, String)> {
+    let status = status(tailwater)?;
+    let of = &status[role.list()][0];
+    let text = |key: &str| of[key].as_str().unwrap_or_default().to_owned();
+    Ok((text("state"), text("error")))
+}
+
+fn wait_for(tailwater: &Tailwater, role: Role, wanted: &str, limit: Duration) -> Result<()> {
+    let what = format!("a {} that is {wanted}", role.word());
+    wait_until(limit, &what, || Ok((state(tailwater, role)?.0 == wanted).then_some(())))
+        .with_context(|| tailwater.log())
+}
+
+/// How often a process has made itself the one that writes.
+fn takeovers(tailwater: &Tailwater) -> usize {
+    tailwater.log().matches("took over").count()
+}
+
+/// Two processes for one role: which of them is at work.
+#[derive(Debug)]
+struct Pair {
+    role: Role,
+    active: Tailwater,
+    standby: Tailwater,
+}
+
+impl Pair {
+    /// Starts the one, and then the other.
+    fn start(role: Role, mut active: Tailwater, mut standby: Tailwater) -> Result<Pair> {
+        active.start_again()?;
+        wait_until(LIMIT, "a role at work", || {
+            let (state, _) = state(&active, role)?;
+            Ok(["snapshot", "streaming"].contains(&state.as_str()).then_some(()))
+        })
+        .with_context(|| active.log())?;
+        standby.start_again()?;
+        wait_for(&standby, role, "standby", LIMIT)?;
+        Ok(Pair { role, active, standby })
+    }
+
+    /// Waits until the standby is at work, since `failed_at`.
+    fn taken_over(&mut self, what: &str, failed_at: Instant) -> Result<()> {
+        wait_for(&self.standby, self.role, "streaming", TAKEOVER)?;
+        let word = self.role.word();
+        println!("{word} {what}: taken over after {:.1} s", failed_at.elapsed().as_secs_f64());
+        std::mem::swap(&mut self.active, &mut self.standby);
+        Ok(())
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self) -> Result<()> {
+        let failed_at = Instant::now();
+        self.active.kill()?;
+        self.taken_over("killed", failed_at)?;
+        self.standby.start_again()?;
+        wait_for(&self.standby, self.role, "standby", LIMIT)
+    }
+
+    /// SIGCONT, when another has taken its place: it stands by, and changes nothing.
+    fn wake(&self) -> Result<()> {
+        let before = (takeovers(&self.active), takeovers(&self.standby));
+        self.standby.resume()?;
+        wait_for(&self.standby, self.role, "standby", LIMIT)?;
+        ensure!((takeovers(&self.active), takeovers(&self.standby)) == before, "it came back");
+        ensure!(state(&self.active, self.role)?.0 == "streaming", "{}", self.active.log());
+        Ok(())
+    }
+
+    /// What is asked of a standby says what it is, and who has the work.
+    fn says_so(&self, name: &str) -> Result<()> {
+        let (flag, another) = match self.role {
+            Role::Source => ("--source", "captures this source: session"),
+            Role::Pipeline => ("--pipeline", "applies this pipeline: session"),
+        };
+        let (_, error) = state(&self.standby, self.role)?;
+        ensure!(error.contains(another), "{error}");
+        for action in ["pause", "resume"] {
+            let ran = self.standby.command(&[action, flag, name])?;
+            let said = ran.err.contains("stands by") && ran.err.contains(another);
+            ensure!(ran.code != Some(0) && said, "{action}: {ran:?}");
+        }
+        let (code, _) = get(&self.standby, "/readyz")?;
+        ensure!(code == 200, "a standby is ready");
+        let (_, page) = get(&self.standby, "/metrics")?;
+        let word = self.role.word();
+        let series = format!("tailwater_{word}_state{{{word}=\"{name}\",state=\"standby\"}}");
+        ensure!(metric(&page, &series) == Some(1.0), "{series}\n{page}");
+        Ok(())
+    }
+}
+
+/// Writes to the source until it is told to stop.
+#[derive(Debug)]
+struct Writing {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<usize>>,
+}
+
+impl Writing {
+    fn start(from: (&'static Server, String), mut workload: Workload) -> Writing {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut transactions = 0;
+            while !stopped.load(Ordering::SeqCst) {
+                from.0.sql(&from.1, &workload.transactions(10))?;
+                transactions += 10;
+            }
+            Ok(transactions)
+        });
+        Writing { stop, thread }
+    }
+
+    fn finish(self) -> Result<usize> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("the writer does not panic")
+    }
+}
+
+fn run(flavor: Flavor, seed: u64) -> Result<()> {
+    if let Err(why) = flavor.available() {
+        println!("{flavor} left out: {why}");
+        return Ok(());
+    }
+    let world = World::new(flavor, flavor, seed)?;
+    let log = Tailwater::start(binary(), "")?;
+    let head = format!("[log]\nbrokers = [\"{}\"]\n", log.brokers());
+    let prepare = |role: String| Tailwater::prepare_whole(binary(), &format!("{head}{role}"));
+    let capture = || prepare(world.source_role());
+    let apply = || prepare(world.pipeline_role(""));
+    let mut captures = Pair::start(Role::Source, capture()?, capture()?)?;
+    let mut applies = Pair::start(Role::Pipeline, apply()?, apply()?)?;
+    captures.says_so(&world.from.1)?;
+    applies.says_so(&world.pipeline)?;
+    ensure!(takeovers(&captures.standby) == 0, "{}", captures.standby.log());
+
+    wait_for(&applies.active, Role::Pipeline, "streaming", LIMIT)?;
+    let watcher = Watcher::start(world.to.clone());
+    let writing = Writing::start(world.from.clone(), world.workload);
+    for _kill in 0..kills() {
+        captures.kill()?;
+        applies.kill()?;
+    }
+
+    // Both hang; they wake up when others have taken their places.
+    let failed_at = Instant::now();
+    captures.active.pause()?;
+    applies.active.pause()?;
+    captures.taken_over("hangs", failed_at)?;
+    applies.taken_over("hangs", failed_at)?;
+    captures.wake()?;
+    applies.wake()?;
+    captures.kill()?;
+    applies.kill()?;
+
+    // Whom a person pauses keeps its place.
+    pausing(&captures, &world.from.1)?;
+    pausing(&applies, &world.pipeline)?;
+
+    let transactions = writing.finish()?;
+    println!("{flavor}: {transactions} transactions");
+    wait_until(LIMIT, "equal databases", || Ok(same_rows(&world.from, &world.to).ok()))?;
+    ensure!(watcher.finish()? > 0);
+    captures.active.stop()?;
+    applies.active.stop()
+}
+
+/// Longer than a lease: a pause outlives it, and nobody takes over.
+fn pausing(pair: &Pair, name: &str) -> Result<()> {
+    let flag = format!("--{}", pair.role.word());
+    let before = takeovers(&pair.standby);
+    let act = |action: &str| -> Result<()> {
+        let ran = pair.active.command(&[action, &flag, name])?;
+        ensure!(ran.code == Some(0), "{ran:?}");
+        Ok(())
+    };
+    act("pause")?;
+    wait_for(&pair.active, pair.role, "paused", LIMIT)?;
+    let until = Instant::now() + Duration::from_secs(7);
+    wait_until(LIMIT, "a long pause", || {
+        ensure!(state(&pair.standby, pair.role)?.0 == "standby", "{}", pair.standby.log());
+        Ok((Instant::now() > until).then_some(()))
+    })?;
+    act("resume")?;
+    wait_for(&pair.active, pair.role, "streaming", LIMIT)?;
+    ensure!(takeovers(&pair.standby) == before);
+    Ok(())
+}
+
+#[test]
+fn standbys_of_postgres_take_over() {
+    run(Flavor::Postgres15, 601).unwrap();
+}
+
+#[test]
+fn standbys_of_mariadb_take_over() {
+    run(Flavor::MariaDb, 602).unwrap();
+}
+
+#[test]
+fn standbys_of_mysql_take_over() {
+    run(Flavor::MySql, 603).unwrap();
+}
+
+/// Source and pipeline of one file need not be at work on one host: `wait` and `verify` work where
+/// the pipeline is, and a host that has neither says so.
+#[test]
+fn hosts_may_share_the_work() {
+    let mut world = World::new(Flavor::Postgres15, Flavor::Postgres15, 604).unwrap();
+    let log = Tailwater::start(binary(), "").unwrap();
+    let head = format!("[log]\nbrokers = [\"{}\"]\n", log.brokers());
+    let prepare = |roles: String| {
+        let mut host = Tailwater::prepare_whole(binary(), &format!("{head}{roles}")).unwrap();
+        host.start_again().unwrap();
+        host
+    };
+    let captures = prepare(world.source_role());
+    wait_for(&captures, Role::Source, "streaming", LIMIT).unwrap();
+    let applies = prepare(world.roles(""));
+    wait_for(&applies, Role::Source, "standby", LIMIT).unwrap();
+    wait_for(&applies, Role::Pipeline, "streaming", LIMIT).unwrap();
+    let waits = prepare(world.roles(""));
+    wait_for(&waits, Role::Pipeline, "standby", LIMIT).unwrap();
+
+    world.work(20).unwrap();
+    let ask = |host: &Tailwater, command: &[&str]| {
+        host.command(&[command, &["--pipeline", &world.pipeline]].concat()).unwrap()
+    };
+    let ran = ask(&applies, &["wait", "--timeout", "180s"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", applies.log());
+    same_rows(&world.from, &world.to).unwrap();
+    let ran = ask(&applies, &["verify"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}\n{}", applies.log());
+    let lag = &status(&applies).unwrap()["pipelines"][0]["lag_seconds"];
+    assert_eq!(lag.as_f64(), Some(0.0));
+    for command in [&["wait", "--timeout", "180s"][..], &["verify"]] {
+        let ran = ask(&waits, command);
+        let said = ran.err.contains("stands by") && ran.err.contains("session");
+        assert!(ran.code == Some(2) && said, "{ran:?}");
+    }
+}
+
+/// A file of PostgreSQL's that lets this machine's own hosts in.
+#[derive(Debug)]
+struct Admission(PathBuf);
+
+impl Admission {
+    fn of(host: &Host) -> Result<Admission> {
+        let name = format!("tailwater-{}-hba.conf", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        let line = |network: &str| format!("host all all {network} trust\n");
+        std::fs::write(&path, line("127.0.0.1/32") + &line(&host.network()))?;
+        Ok(Admission(path))
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The host at work is cut off without a word: nothing that it said last was a goodbye.
+#[test]
+fn a_host_that_vanishes_is_replaced() {
+    if let Err(why) = Host::available() {
+        println!("left out: {why}");
+        return;
+    }
+    vanishing().unwrap();
+}
+
+fn vanishing() -> Result<()> {
+    let host = Host::start()?;
+    let admission = Admission::of(&host)?;
+    let listen = format!("127.0.0.1,{}", host.address_here());
+    let file = admission.0.display().to_string();
+    let settings = [("listen_addresses", listen.as_str()), ("hba_file", file.as_str())];
+    let server = || -> Result<&'static Server> {
+        Ok(Box::leak(Box::new(Server::start_with(Flavor::Postgres15, &settings)?)))
+    };
+    let world = World::between(server()?, server()?, 605)?;
+    let broker = format!("{}:{}", host.address_here(), free_port());
+    let mut log = Tailwater::prepare_whole(
+        binary(),
+        &format!(
+            "[log]\ndata_dir = \"{}\"\nlisten = \"{broker}\"\ninsecure = true\n",
+            world.tailwater.config().with_file_name("log").display()
+        ),
+    )?;
+    log.start_again()?;
+    let roles = format!("[log]\nbrokers = [\"{broker}\"]\n{}", world.roles(""));
+    let address_here = host.address_here();
+    let from_there = roles.replace(&Ipv4Addr::LOCALHOST.to_string(), &address_here.to_string());
+    let mut first = Tailwater::prepare_on(host, binary(), &from_there)?;
+    first.start_again()?;
+    wait_for(&first, Role::Pipeline, "streaming", LIMIT)?;
+    let mut other = Tailwater::prepare_whole(binary(), &roles)?;
+    other.start_again()?;
+    for role in [Role::Source, Role::Pipeline] {
+        wait_for(&other, role, "standby", LIMIT)?;
+    }
+    let watcher = Watcher::start(world.to.clone());
+    let writing = Writing::start(world.from.clone(), world.workload);
+    let host = first.host().context("it has a host")?;
+    let applied = |tailwater: &Tailwater| -> Result<Option<f64>> {
+        Ok(status(tailwater)?["pipelines"][0].get("rows_applied").and_then(Json::as_f64))
+    };
+    let before = applied(&first)?;
+    wait_until(LIMIT, "a pipeline under load", || {
+        Ok((applied(&first)? > before).then_some(()))
+    })?;
+
+    let failed_at = Instant::now();
+    host.unplug()?;
+    for role in [Role::Source, Role::Pipeline] {
+        wait_for(&other, role, "streaming", TAKEOVER)?;
+        let seconds = failed_at.elapsed().as_secs_f64();
+        println!("{} vanished: taken over after {seconds:.1} s", role.word());
+    }
+    wait_until(LIMIT, "rows from the other host", || {
+        Ok(applied(&other)?.is_some_and(|rows| rows > 0.0).then_some(()))
+    })?;
+    let before = takeovers(&other);
+    host.plug()?;
+    for role in [Role::Source, Role::Pipeline] {
+        wait_for(&first, role, "standby", LIMIT)?;
+        ensure!(state(&other, role)?.0 == "streaming", "{}", other.log());
+    }
+    ensure!(takeovers(&other) == before, "{}", other.log());
+
+    writing.finish()?;
+    wait_until(LIMIT, "equal databases", || Ok(same_rows(&world.from, &world.to).ok()))?;
+    ensure!(watcher.finish()? > 0);
+    first.stop()?;
+    other.stop()
+}
