@@ -34,8 +34,11 @@ pub(super) async fn locked_target(
 ) -> Result<Option<Box<dyn Target>>, Error> {
     let mut target = context.connector.connect().await?;
     while !in_time(target.try_lock(&context.config.name)).await? {
-        let holder = in_time(target.lock_holder(&context.config.name)).await?;
-        stand_by(context, &holder);
+        let holder = in_time(target.lock_holder(&context.config.name)).await;
+        stand_by(
+            context,
+            &holder.unwrap_or_else(|error| format!("it is not known which: {error}")),
+        );
         waited();
         tokio::select! {
             biased;
@@ -58,7 +61,11 @@ fn stand_by(context: &Context, holder: &str) {
     let name = context.config.name.as_str();
     let before = context.status.borrow().state;
     if before != State::Standby {
-        tracing::info!(pipeline = name, holder, "another process applies this pipeline: standing by");
+        tracing::info!(
+            pipeline = name,
+            holder,
+            "another process applies this pipeline: standing by"
+        );
     }
     let failure = Failure {
         reason: format!("another process applies this pipeline: {holder}"),

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value as Json;
-use tokio::time::Instant;
 use tailwater_scratch::{Flavor, Host, Server, Tailwater, everything, free_port, wait_until};
+use tokio::time::Instant;
 
 use crate::operator::{get, metric, status};
 use crate::workload::Workload;
@@ -366,9 +366,7 @@ fn vanishing() -> Result<()> {
         Ok(status(tailwater)?["pipelines"][0].get("rows_applied").and_then(Json::as_f64))
     };
     let before = applied(&first)?;
-    wait_until(LIMIT, "a pipeline under load", || {
-        Ok((applied(&first)? > before).then_some(()))
-    })?;
+    wait_until(LIMIT, "a pipeline under load", || Ok((applied(&first)? > before).then_some(())))?;
 
     let failed_at = Instant::now();
     host.unplug()?;

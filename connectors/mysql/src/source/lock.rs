@@ -47,8 +47,10 @@ impl LockSession for Lock {
         if got.as_deref() == Some("1") {
             return Ok(LockHolder::Us);
         }
-        let holder = lock_holder(&mut self.session.conn, &self.name).await.map_err(failed)?;
-        Ok(LockHolder::Another(holder))
+        let holder = lock_holder(&mut self.session.conn, &self.name).await;
+        Ok(LockHolder::Another(
+            holder.unwrap_or_else(|error| format!("it is not known which: {error}")),
+        ))
     }
 
     async fn check(&mut self) -> Result<(), SourceError> {

@@ -37,9 +37,9 @@ impl Lock {
     }
 
     /// The session that has the lock.
-    async fn holder(&self) -> Result<String, SourceError> {
+    async fn holder(&self) -> Result<String, tokio_postgres::Error> {
         let sql = format!(
-            "SELECT l.pid, coalesce(a.client_addr::text, 'the server''s own host')
+            "SELECT l.pid, coalesce(pg_catalog.host(a.client_addr), 'the server''s own host')
                FROM (SELECT {NUMBER} AS n) k
                JOIN pg_catalog.pg_locks l
                  ON l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
@@ -49,9 +49,7 @@ impl Lock {
                LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
               WHERE d.datname = pg_catalog.current_database()"
         );
-        let row = self.session.query_opt(&sql, &[&self.slot]).await;
-        let row = row.map_err(|error| source_error(OPERATION, error))?;
-        Ok(match row {
+        Ok(match self.session.query_opt(&sql, &[&self.slot]).await? {
             Some(row) => session_named(row.get(0), row.get(1)),
             None => "its session has just ended".into(),
         })
@@ -72,7 +70,11 @@ impl LockSession for Lock {
         let row = self.session.query_one(&sql, &[&self.slot]).await;
         let taken: bool = row.map_err(|error| source_error(OPERATION, error))?.get(0);
         if !taken {
-            return Ok(LockHolder::Another(self.holder().await?));
+            let holder = self
+                .holder()
+                .await
+                .unwrap_or_else(|error| format!("it is not known which: {error}"));
+            return Ok(LockHolder::Another(holder));
         }
         // Whoever reads the slot without the lock lost it a moment ago, or came before it. Taking
         // over would stop his appends, and nobody could go on until the slot is free.

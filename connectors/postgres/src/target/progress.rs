@@ -50,13 +50,13 @@ pub(super) async fn try_lock(client: &Client, pipeline: &str) -> Result<bool, Ta
 
 /// The session that has the lock, for people.
 pub(super) async fn lock_holder(client: &Client, pipeline: &str) -> Result<String, TargetError> {
-    let sql = "SELECT l.pid, coalesce(a.client_addr::text, 'the server''s own host')
+    let sql = "SELECT l.pid, coalesce(pg_catalog.host(a.client_addr), 'the server''s own host')
                  FROM pg_catalog.pg_locks l
                  JOIN pg_catalog.pg_database d ON d.oid = l.database
                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
                 WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                  AND l.classid::int8 = ($1 >> 32) & 4294967295
-                  AND l.objid::int8 = $1 & 4294967295
+                  AND l.classid::int8 = ($1::int8 >> 32) & 4294967295
+                  AND l.objid::int8 = $1::int8 & 4294967295
                   AND d.datname = pg_catalog.current_database()";
     let row = client.query_opt(sql, &[&lock_number(pipeline)]).await;
     let row = row.map_err(|error| target_error("looking for who has the lock", error))?;
