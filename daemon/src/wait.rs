@@ -23,6 +23,10 @@ pub(crate) enum Waited {
 /// How often the source is asked where it is while nothing moves.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
+/// Who stands by for longer than this does not take over soon: another process lives. Shorter, it
+/// may wait for the end of its own last session, after a restart.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Waits until all that has committed on the source of `pipeline` by now is committed on its
 /// target, `timeout` at most.
 pub(crate) async fn wait(app: &App, pipeline: &str, timeout: Duration) -> Waited {
@@ -48,6 +52,12 @@ pub(crate) async fn wait(app: &App, pipeline: &str, timeout: Duration) -> Waited
     reach(app, role, source, goal, deadline).await
 }
 
+/// Why a pipeline does nothing here, if it stands by.
+pub(crate) fn standby(status: &Status) -> Option<String> {
+    let why = status.failure.as_ref().map(|failure| failure.reason.clone());
+    (status.state == State::Standby).then(|| elsewhere("pipeline", &status.name, why))
+}
+
 /// What a command says of a role that waits here while another process has it.
 pub(crate) fn elsewhere(what: &str, name: &str, why: Option<String>) -> String {
     let why = why.unwrap_or_else(|| "another process has it".to_owned());
@@ -63,12 +73,16 @@ pub(crate) async fn reach(
     deadline: Instant,
 ) -> Waited {
     let mut changed = role.handle.watch();
+    let patient_until = Instant::now() + STANDBY_PATIENCE;
     loop {
         let status = role.handle.status();
         if applied(&status, goal) && in_epoch(app, role, source, &status).await {
             return Waited::Reached;
         }
         if let Some(why) = hopeless(role, source) {
+            return Waited::Cannot(why);
+        }
+        if let Some(why) = standby(&status).filter(|_why| Instant::now() >= patient_until) {
             return Waited::Cannot(why);
         }
         if Instant::now() >= deadline {
@@ -103,10 +117,6 @@ async fn in_epoch(app: &App, role: &PipelineRole, source: &SourceRole, status: &
 fn hopeless(role: &PipelineRole, source: &SourceRole) -> Option<String> {
     let pipeline = role.handle.status();
     let captured = source.handle.status();
-    if pipeline.state == State::Standby {
-        let why = pipeline.failure.map(|failure| failure.reason);
-        return Some(elsewhere("pipeline", &pipeline.name, why));
-    }
     let stopped_at = pipeline.failure.as_ref().and_then(|failure| failure.epoch);
     // A snapshot that is being taken ends a stop in an epoch before it.
     let goes_on = stopped_at.is_some() && stopped_at < captured.epoch;

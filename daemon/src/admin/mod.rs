@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, SourceRole};
 use crate::tail::Tail;
-use crate::wait::{Waited, elsewhere, wait};
+use crate::wait::{Waited, elsewhere, standby, wait};
 use crate::{metrics, verify};
 
 pub(crate) use status::{Status, lag_seconds, status};
@@ -134,10 +134,8 @@ async fn pipeline_action(
     Query(query): Query<ActionQuery>,
 ) -> Response {
     let Some(role) = app.pipelines.get(&name) else { return unknown("pipeline", &name) };
-    let status = role.handle.status();
-    if status.state == RoleState::Standby {
-        let why = status.failure.map(|failure| failure.reason);
-        return refused(&elsewhere("pipeline", &name, why));
+    if let Some(why) = standby(&role.handle.status()) {
+        return refused(&why);
     }
     let done = match action.as_str() {
         "pause" => role.handle.pause().await,

@@ -294,8 +294,9 @@ fn hosts_may_share_the_work() {
     assert_eq!(lag.as_f64(), Some(0.0));
     for command in [&["wait", "--timeout", "180s"][..], &["verify"]] {
         let ran = ask(&waits, command);
-        let said = ran.err.contains("stands by") && ran.err.contains("session");
-        assert!(ran.code == Some(2) && said, "{ran:?}");
+        let said = format!("{}{}", ran.out, ran.err);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert!(said.contains("stands by") && said.contains("session"), "{ran:?}");
     }
 }
 

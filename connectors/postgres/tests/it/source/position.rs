@@ -1,5 +1,7 @@
 //! Where a stream may go on, and where it must not.
 
+use std::time::Duration;
+
 use tailwater_capture::{LockHolder, SourceError, SourceState};
 use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
@@ -217,6 +219,26 @@ async fn a_wait_that_is_given_up_loses_nothing() {
     assert!(dropped > 0);
     let ids: Vec<String> = (1..=300).map(|id| format!("insert [{id}]")).collect();
     assert_eq!(log.texts(), ids);
+}
+
+/// A host that vanished, or a process that hangs: the server hears nothing more of it.
+#[tokio::test]
+async fn a_lock_of_which_nothing_is_heard_goes_to_the_next() {
+    for flavor in flavors() {
+        let database = Database::new(flavor);
+        let mut held = database.source().lock_session().await.unwrap();
+        let mut waiting = database.source().lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        soon(async {
+            while waiting.try_take().await.unwrap() != LockHolder::Us {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        let error = held.check().await.unwrap_err();
+        assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+        waiting.check().await.unwrap();
+    }
 }
 
 #[tokio::test]
