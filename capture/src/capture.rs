@@ -192,7 +192,7 @@ impl Capture {
         }
     }
 
-    /// One try: from the lock to whatever ends it. `lock` is the session in which it waits for the
+    /// One try: from the log and the lock to whatever ends it. `lock` is the session in which it waits for the
     /// lock, and in which it pauses.
     async fn attempt(
         &self,
@@ -204,6 +204,11 @@ impl Capture {
         }
         if self.handle.status().state != CaptureState::Standby {
             self.handle.set(CaptureState::Starting, self.handle.status().error);
+        }
+        if lock.is_none() {
+            // Whoever is cut off from the log leaves the lock to those who are not.
+            let reached = self.client.topic(&self.config.topic()).await;
+            reached.map_err(log("reach the log"))?;
         }
         let Some(mut held) = self.take_lock(lock).await? else { return Ok(Why::Standby) };
         let ended = tokio::select! {

@@ -48,15 +48,17 @@ impl Host {
         // Interfaces have names of at most 15 characters.
         let name = format!("tw{}x{number}", std::process::id());
         let net = random().to_le_bytes();
-        // Of 10.192.0.0/10, four addresses.
-        let at = |last| Ipv4Addr::new(10, 192 | (net[0] & 63), net[1], (net[2] & 0xFC) | last);
+        // Of 10.192.0.0/10, eight addresses.
+        let at = |last| Ipv4Addr::new(10, 192 | (net[0] & 63), net[1], (net[2] & 0xF8) | last);
         let host = Host { name, here: at(1) };
         let name = host.name.as_str();
         ip(&["netns", "add", name])?;
         ip(&["link", "add", name, "type", "veth", "peer", "name", INTERFACE, "netns", name])?;
-        ip(&["addr", "add", &format!("{}/30", at(1)), "dev", name])?;
+        for last in [1, 2] {
+            ip(&["addr", "add", &format!("{}/29", at(last)), "dev", name])?;
+        }
         ip(&["link", "set", name, "up"])?;
-        ip(&["-n", name, "addr", "add", &format!("{}/30", at(2)), "dev", INTERFACE])?;
+        ip(&["-n", name, "addr", "add", &format!("{}/29", at(3)), "dev", INTERFACE])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         host.plug()?;
         Ok(host)
@@ -68,11 +70,18 @@ impl Host {
         self.here
     }
 
+    /// Another address under which it reaches this host.
+    #[must_use]
+    pub fn other_address_here(&self) -> Ipv4Addr {
+        let [a, b, c, d] = self.here.octets();
+        Ipv4Addr::new(a, b, c, d + 1)
+    }
+
     /// Its network, as servers name those that they let in.
     #[must_use]
     pub fn network(&self) -> String {
         let [a, b, c, d] = self.here.octets();
-        format!("{}/30", Ipv4Addr::new(a, b, c, d & 0xFC))
+        format!("{}/29", Ipv4Addr::new(a, b, c, d & 0xF8))
     }
 
     /// Pulls the cable.
@@ -89,6 +98,22 @@ impl Host {
     /// If the system does not let us.
     pub fn plug(&self) -> Result<()> {
         ip(&["-n", &self.name, "link", "set", INTERFACE, "up"])
+    }
+
+    /// Nothing more from there reaches `address`, one of this host's, nor comes back.
+    ///
+    /// # Errors
+    /// If the system does not let us.
+    pub fn lose(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&["-n", &self.name, "route", "add", "blackhole", &address.to_string()])
+    }
+
+    /// Ends [`Host::lose`].
+    ///
+    /// # Errors
+    /// If the system does not let us.
+    pub fn find(&self, address: Ipv4Addr) -> Result<()> {
+        ip(&["-n", &self.name, "route", "del", "blackhole", &address.to_string()])
     }
 
     /// `command`, on this host: the same program, arguments, environment and process id.

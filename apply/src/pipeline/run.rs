@@ -114,6 +114,15 @@ impl Pipeline {
 
     async fn attempt(&mut self, waits: &mut Waits, shutdown: &CancellationToken) -> Halt {
         self.context.trial.suspect = None;
+        // Whoever is cut off from the log leaves the lock to those who are not.
+        let reached = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Halt::Shutdown,
+            reached = self.context.log.identity() => reached,
+        };
+        if let Err(error) = reached {
+            return Halt::Failed(error);
+        }
         let locked = locked_target(&mut self.context, &mut self.commands, || {
             waits.truce = STANDBY_INTERVAL;
         });

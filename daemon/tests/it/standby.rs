@@ -14,7 +14,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value as Json;
 use tailwater_scratch::{Flavor, Host, Server, Tailwater, everything, free_port, wait_until};
 use tokio::time::Instant;
 
@@ -320,6 +319,94 @@ impl Drop for Admission {
     }
 }
 
+/// A process with both roles on a host of its own, and another here that stands by.
+#[derive(Debug)]
+struct Remote {
+    first: Tailwater,
+    other: Tailwater,
+    _log: Tailwater,
+    _admission: Admission,
+    from: (&'static Server, String),
+    to: (&'static Server, String),
+    watcher: Watcher,
+    writing: Writing,
+}
+
+impl Remote {
+    fn start(seed: u64) -> Result<Remote> {
+        let host = Host::start()?;
+        let admission = Admission::of(&host)?;
+        let listen = format!("127.0.0.1,{}", host.address_here());
+        let file = admission.0.display().to_string();
+        let settings = [("listen_addresses", listen.as_str()), ("hba_file", file.as_str())];
+        let server = || -> Result<&'static Server> {
+            Ok(Box::leak(Box::new(Server::start_with(Flavor::Postgres15, &settings)?)))
+        };
+        let world = World::between(server()?, server()?, seed)?;
+        let broker = format!("{}:{}", host.other_address_here(), free_port());
+        let data = world.tailwater.config().with_file_name("log");
+        let data = data.display();
+        let mut log = Tailwater::prepare_whole(
+            binary(),
+            &format!("[log]\ndata_dir = \"{data}\"\nlisten = \"{broker}\"\ninsecure = true\n"),
+        )?;
+        log.start_again()?;
+        let roles = format!("[log]\nbrokers = [\"{broker}\"]\n{}", world.roles(""));
+        let there = host.address_here().to_string();
+        let from_there = roles.replace(&Ipv4Addr::LOCALHOST.to_string(), &there);
+        let mut first = Tailwater::prepare_on(host, binary(), &from_there)?;
+        first.start_again()?;
+        wait_for(&first, Role::Pipeline, "streaming", LIMIT)?;
+        let mut other = Tailwater::prepare_whole(binary(), &roles)?;
+        other.start_again()?;
+        for role in [Role::Source, Role::Pipeline] {
+            wait_for(&other, role, "standby", LIMIT)?;
+        }
+        let before = applied(&first)?;
+        let remote = Remote {
+            first,
+            other,
+            _log: log,
+            _admission: admission,
+            watcher: Watcher::start(world.to.clone()),
+            writing: Writing::start(world.from.clone(), world.workload),
+            from: world.from,
+            to: world.to,
+        };
+        wait_until(LIMIT, "a pipeline under load", || {
+            Ok((applied(&remote.first)? > before).then_some(()))
+        })?;
+        Ok(remote)
+    }
+
+    fn host(&self) -> &Host {
+        self.first.host().expect("it was started on one")
+    }
+
+    /// The other is at work: the first changes nothing when it comes back.
+    fn comes_back(self, roles: &[Role], back: impl FnOnce(&Host) -> Result<()>) -> Result<()> {
+        let before = takeovers(&self.other);
+        back(self.host())?;
+        for role in roles {
+            wait_for(&self.first, *role, "standby", LIMIT)?;
+            ensure!(state(&self.other, *role)?.0 == "streaming", "{}", self.other.log());
+        }
+        ensure!(takeovers(&self.other) == before, "{}", self.other.log());
+        self.writing.finish()?;
+        wait_until(LIMIT, "equal databases", || Ok(same_rows(&self.from, &self.to).ok()))?;
+        ensure!(self.watcher.finish()? > 0);
+        for mut host in [self.first, self.other] {
+            host.stop()?;
+        }
+        Ok(())
+    }
+}
+
+fn applied(tailwater: &Tailwater) -> Result<u64> {
+    let status = status(tailwater)?;
+    status["pipelines"][0]["rows_applied"].as_u64().context("a number of rows")
+}
+
 /// The host at work is cut off without a word: nothing that it said last was a goodbye.
 #[test]
 fn a_host_that_vanishes_is_replaced() {
@@ -331,65 +418,36 @@ fn a_host_that_vanishes_is_replaced() {
 }
 
 fn vanishing() -> Result<()> {
-    let host = Host::start()?;
-    let admission = Admission::of(&host)?;
-    let listen = format!("127.0.0.1,{}", host.address_here());
-    let file = admission.0.display().to_string();
-    let settings = [("listen_addresses", listen.as_str()), ("hba_file", file.as_str())];
-    let server = || -> Result<&'static Server> {
-        Ok(Box::leak(Box::new(Server::start_with(Flavor::Postgres15, &settings)?)))
-    };
-    let world = World::between(server()?, server()?, 605)?;
-    let broker = format!("{}:{}", host.address_here(), free_port());
-    let mut log = Tailwater::prepare_whole(
-        binary(),
-        &format!(
-            "[log]\ndata_dir = \"{}\"\nlisten = \"{broker}\"\ninsecure = true\n",
-            world.tailwater.config().with_file_name("log").display()
-        ),
-    )?;
-    log.start_again()?;
-    let roles = format!("[log]\nbrokers = [\"{broker}\"]\n{}", world.roles(""));
-    let address_here = host.address_here();
-    let from_there = roles.replace(&Ipv4Addr::LOCALHOST.to_string(), &address_here.to_string());
-    let mut first = Tailwater::prepare_on(host, binary(), &from_there)?;
-    first.start_again()?;
-    wait_for(&first, Role::Pipeline, "streaming", LIMIT)?;
-    let mut other = Tailwater::prepare_whole(binary(), &roles)?;
-    other.start_again()?;
-    for role in [Role::Source, Role::Pipeline] {
-        wait_for(&other, role, "standby", LIMIT)?;
-    }
-    let watcher = Watcher::start(world.to.clone());
-    let writing = Writing::start(world.from.clone(), world.workload);
-    let host = first.host().context("it has a host")?;
-    let applied = |tailwater: &Tailwater| -> Result<Option<f64>> {
-        Ok(status(tailwater)?["pipelines"][0].get("rows_applied").and_then(Json::as_f64))
-    };
-    let before = applied(&first)?;
-    wait_until(LIMIT, "a pipeline under load", || Ok((applied(&first)? > before).then_some(())))?;
-
+    let remote = Remote::start(605)?;
     let failed_at = Instant::now();
-    host.unplug()?;
-    for role in [Role::Source, Role::Pipeline] {
-        wait_for(&other, role, "streaming", TAKEOVER)?;
+    remote.host().unplug()?;
+    let both = [Role::Source, Role::Pipeline];
+    for role in both {
+        wait_for(&remote.other, role, "streaming", TAKEOVER)?;
         let seconds = failed_at.elapsed().as_secs_f64();
         println!("{} vanished: taken over after {seconds:.1} s", role.word());
     }
     wait_until(LIMIT, "rows from the other host", || {
-        Ok(applied(&other)?.is_some_and(|rows| rows > 0.0).then_some(()))
+        Ok((applied(&remote.other)? > 0).then_some(()))
     })?;
-    let before = takeovers(&other);
-    host.plug()?;
-    for role in [Role::Source, Role::Pipeline] {
-        wait_for(&first, role, "standby", LIMIT)?;
-        ensure!(state(&other, role)?.0 == "streaming", "{}", other.log());
-    }
-    ensure!(takeovers(&other) == before, "{}", other.log());
+    remote.comes_back(&both, Host::plug)
+}
 
-    writing.finish()?;
-    wait_until(LIMIT, "equal databases", || Ok(same_rows(&world.from, &world.to).ok()))?;
-    ensure!(watcher.finish()? > 0);
-    first.stop()?;
-    other.stop()
+/// Whoever captures and no longer reaches the log leaves the source to another who does.
+#[test]
+fn a_host_that_loses_the_log_is_replaced() {
+    if let Err(why) = Host::available() {
+        println!("left out: {why}");
+        return;
+    }
+    losing_the_log().unwrap();
+}
+
+fn losing_the_log() -> Result<()> {
+    let remote = Remote::start(606)?;
+    let (log, failed_at) = (remote.host().other_address_here(), Instant::now());
+    remote.host().lose(log)?;
+    wait_for(&remote.other, Role::Source, "streaming", LIMIT)?;
+    println!("source without a log: taken over after {:.1} s", failed_at.elapsed().as_secs_f64());
+    remote.comes_back(&[Role::Source], |host| host.find(log))
 }
