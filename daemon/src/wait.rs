@@ -82,10 +82,16 @@ pub(crate) async fn reach(
         if let Some(why) = hopeless(role, source) {
             return Waited::Cannot(why);
         }
-        if let Some(why) = standby(&status).filter(|_why| Instant::now() >= patient_until) {
+        let standby = standby(&status);
+        if Instant::now() >= patient_until
+            && let Some(why) = standby
+        {
             return Waited::Cannot(why);
         }
         if Instant::now() >= deadline {
+            if let Some(why) = standby {
+                return Waited::TimedOut(why);
+            }
             return Waited::TimedOut(format!(
                 "pipeline is {} at {}, the source at {goal}",
                 status.state.as_str(),
