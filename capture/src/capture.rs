@@ -11,7 +11,6 @@
 //! Every way back leads through a take-over, also from oneself: there is one path by which a
 //! position is found, and it is the one that a crash takes.
 
-use std::convert::Infallible;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,27 +28,20 @@ use crate::error::{Error, log};
 use crate::rest::BrokenOff;
 use crate::session::{Session, Why, unless_told};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
-use crate::status::{CaptureHandle, CaptureState, CaptureStatus, ResyncOrder, Resyncs};
+use crate::status::{CaptureHandle, CaptureState, ResyncOrder, Resyncs};
 use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
 use crate::{
-    LockHolder, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
-    SourceState,
+    Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, SourceState,
 };
 
 /// How often a standby looks whether its turn has come.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest wait of one who is fenced and finds the lock free all the same. Whoever fences him
 /// holds another lock: one of another server, to which the same URL has led. Until a person sees
 /// that, they must not keep each other from all work.
 const LONGEST_TRUCE: Duration = Duration::from_secs(60);
-/// A server that answers nothing for this long is one that we do not reach: it may have given the
-/// lock to another by now. Longer than the pauses of a busy one.
-const LOCK_SILENCE: Duration = Duration::from_secs(10);
-/// How often the source is asked where it is: often enough for a person who looks at the lag, and
-/// nothing to the source.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// The first and the longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -181,17 +173,6 @@ impl Capture {
         None
     }
 
-    /// Keeps the lock, and takes it anew when it is lost and to be had.
-    async fn keep(&self, lock: &mut Option<SourceLock>) -> Infallible {
-        loop {
-            if let Ok(Some(mut held)) = self.take_lock(lock).await {
-                let lost = self.hold(&mut held).await;
-                tracing::debug!(source = self.config.source, error = %lost, "the lock is lost");
-            }
-            tokio::time::sleep(STANDBY_INTERVAL).await;
-        }
-    }
-
     /// One try: from the log and the lock to whatever ends it. `lock` is the session in which it waits for the
     /// lock, and in which it pauses.
     async fn attempt(
@@ -211,83 +192,11 @@ impl Capture {
             reached.map_err(log("reach the log"))?;
         }
         let Some(mut held) = self.take_lock(lock).await? else { return Ok(Why::Standby) };
-        let ended = tokio::select! {
-            ended = self.locked(shutdown) => ended,
-            lost = self.hold(&mut held) => Err(lost.into()),
-        };
+        let ended = self.under(&mut held, Box::pin(self.locked(shutdown))).await;
         if matches!(ended, Ok(Why::Paused)) {
             *lock = Some(held);
         }
         ended
-    }
-
-    /// Takes the source's lock, in the session that waits for it if there is one; `None`: another
-    /// process has it.
-    async fn take_lock(
-        &self,
-        waiting: &mut Option<SourceLock>,
-    ) -> Result<Option<SourceLock>, SourceError> {
-        let mut lock = match waiting.take() {
-            Some(lock) => lock,
-            None => self.connector.lock_session().await?,
-        };
-        let holder = tokio::time::timeout(LOCK_SILENCE, lock.try_take()).await;
-        match holder.unwrap_or_else(|_elapsed| Err(silent()))? {
-            LockHolder::Us => Ok(Some(lock)),
-            LockHolder::Another(who) => {
-                *waiting = Some(lock);
-                self.stand_by(&who);
-                Ok(None)
-            }
-        }
-    }
-
-    fn stand_by(&self, holder: &str) {
-        let status = self.handle.status();
-        if status.state == CaptureState::Paused {
-            return;
-        }
-        let source = self.config.source.as_str();
-        if status.state != CaptureState::Standby {
-            tracing::info!(source, holder, "another process captures this source: standing by");
-        }
-        let text = format!("another process captures this source: {holder}");
-        self.handle.set(CaptureState::Standby, Some(text));
-    }
-
-    /// Shows the source that we live, and asks it how far the log is behind it, until the lock is
-    /// lost: why.
-    async fn hold(&self, lock: &mut SourceLock) -> SourceError {
-        let mut status = self.handle.watch();
-        loop {
-            let asked = tokio::time::timeout(LOCK_SILENCE, self.ask(lock)).await;
-            if let Err(lost) = asked.unwrap_or_else(|_elapsed| Err(silent())) {
-                return lost;
-            }
-            let soon = tokio::time::sleep(MEASURE_INTERVAL);
-            if covered(&status.borrow()).is_some() {
-                soon.await;
-                continue;
-            }
-            // How far the log is behind is known as soon as the stream begins.
-            tokio::select! {
-                _streams = status.wait_for(|status| covered(status).is_some()) => {}
-                () = soon => {}
-            }
-        }
-    }
-
-    async fn ask(&self, lock: &mut SourceLock) -> Result<(), SourceError> {
-        let covered = covered(&self.handle.status());
-        if let Some(covered) = covered {
-            let asked_at_ms = (self.config.clock)();
-            let lag_bytes = lock.lag_bytes(covered).await.unwrap_or_else(|error| {
-                tracing::debug!(source = self.config.source, %error, "the lag is not known");
-                None
-            });
-            self.handle.measured(lag_bytes, asked_at_ms);
-        }
-        lock.check().await
     }
 
     /// As the one who captures the source.
@@ -524,18 +433,6 @@ struct Waits {
     retry: Duration,
     /// After it was fenced.
     truce: Duration,
-}
-
-/// Up to where the log has what is streamed.
-fn covered(status: &CaptureStatus) -> Option<Commit> {
-    status.covered().filter(|_commit| status.state == CaptureState::Streaming)
-}
-
-/// The session of the lock has no answer.
-fn silent() -> SourceError {
-    let limit = LOCK_SILENCE.as_secs();
-    let what = format!("the server has not answered for {limit} s");
-    SourceError::unavailable("hold the source's lock", what)
 }
 
 /// What a take-over leads to.

@@ -11,6 +11,7 @@ mod capture;
 mod changes;
 mod config;
 mod error;
+mod hold;
 mod reader;
 mod rest;
 mod session;

@@ -301,7 +301,7 @@ fn batch_identity(batch: &RecordBatch) -> (u64, u64) {
     )
 }
 
-pub(crate) async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Error> {
+async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result<Offset, Error> {
     client
         .list_offsets(topic, PartitionId::new(0), at)
         .await
@@ -309,7 +309,7 @@ pub(crate) async fn offset(client: &Client, topic: &str, at: OffsetAt) -> Result
 }
 
 /// Gives every record of `[from, end)` to `take`: its batch, offset, key and value.
-pub(crate) async fn read_range(
+async fn read_range(
     client: &Client,
     topic: &str,
     from: Offset,
