@@ -26,4 +26,6 @@ pub use pipeline::{
 };
 pub use plan::plan;
 pub use plan_types::{Change, RowImage, Step, Stretch, Table};
-pub use target::{ConflictPolicy, Progress, StepOutcome, Target, TargetConnector, TargetTable};
+pub use target::{
+    ConflictPolicy, Progress, SESSION_LEASE, StepOutcome, Target, TargetConnector, TargetTable,
+};

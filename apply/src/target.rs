@@ -11,12 +11,18 @@
 //! with a value changed silently.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tailwater_change::{Dialect, Place, Problem, TableId, TableSchema};
 
 use crate::{Change, Step, Table, TargetError};
+
+/// How long a target may hear nothing of the session that holds a pipeline's lock before it ends
+/// that session: the host vanished without a word, or the process hangs. It is heard every second.
+/// A standby that looks every second, and takes over in less than one, is at work in ten.
+pub const SESSION_LEASE: Duration = Duration::from_secs(5);
 
 /// How far a pipeline has come: one row of `tailwater.progress` in the target.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +116,25 @@ pub trait Target: Send {
     /// # Errors
     /// Cannot be asked.
     async fn try_lock(&mut self, pipeline: &str) -> Result<bool, TargetError>;
+
+    /// Which session has the lock that [`try_lock`](Self::try_lock) did not get, as the target says:
+    /// for people.
+    ///
+    /// # Errors
+    /// Cannot be asked.
+    async fn lock_holder(&mut self, _pipeline: &str) -> Result<String, TargetError> {
+        Ok("another session of the target".into())
+    }
+
+    /// A sign of life, in a transaction or not: given every second while there is nothing else to
+    /// say. The target ends a session, and its lock, that it has heard nothing of for
+    /// [`SESSION_LEASE`].
+    ///
+    /// # Errors
+    /// The session is gone, and the lock with it.
+    async fn ping(&mut self) -> Result<(), TargetError> {
+        Ok(())
+    }
 
     /// Reads the progress row, creating `tailwater.progress` where it is missing.
     ///

@@ -11,7 +11,6 @@
 //! Every way back leads through a take-over, also from oneself: there is one path by which a
 //! position is found, and it is the one that a crash takes.
 
-use std::convert::Infallible;
 use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +28,7 @@ use crate::error::{Error, log};
 use crate::rest::BrokenOff;
 use crate::session::{Session, Why, unless_told};
 use crate::state::{Phase, STATE_KEY, State, VERSION};
-use crate::status::{CaptureHandle, CaptureState, CaptureStatus, ResyncOrder, Resyncs};
+use crate::status::{CaptureHandle, CaptureState, ResyncOrder, Resyncs};
 use crate::tail::Tail;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
@@ -38,10 +37,11 @@ use crate::{
 };
 
 /// How often a standby looks whether its turn has come.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the source is asked where it is: often enough for a person who looks at the lag, and
-/// nothing to the source.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
+pub(crate) const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait of one who is fenced and finds the lock free all the same. Whoever fences him
+/// holds another lock: one of another server, to which the same URL has led. Until a person sees
+/// that, they must not keep each other from all work.
+const LONGEST_TRUCE: Duration = Duration::from_secs(60);
 /// The first and the longest wait after a failure.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -69,30 +69,31 @@ impl Capture {
 
     /// Runs until `shutdown`: everything that was read is then in the log.
     pub async fn run(self, shutdown: CancellationToken) {
-        let mut backoff = BACKOFF.0;
+        let mut waits = Waits { retry: BACKOFF.0, truce: STANDBY_INTERVAL };
         let mut resyncs = self.handle.resyncs();
+        let mut lock = None;
         while !shutdown.is_cancelled() {
             let before = self.handle.status().place;
             // One that is asked for from here on ends a wait; one that this attempt cannot begin
             // does not make the next come sooner.
             resyncs.mark_unchanged();
-            let ended = self.attempt(&shutdown).await;
+            let ended = self.attempt(&mut lock, &shutdown).await;
             if self.handle.status().place != before {
-                backoff = BACKOFF.0;
+                waits.retry = BACKOFF.0;
             }
             let wait = match ended {
                 Ok(Why::Shutdown) => return,
                 Ok(Why::Resync) => None,
-                Ok(Why::Paused) => self.paused(&shutdown).await,
+                Ok(Why::Paused) => self.paused(&mut lock, &shutdown).await,
                 Ok(Why::Done) => {
                     self.stopped("the snapshot is complete", &mut resyncs, &shutdown).await
                 }
                 Ok(Why::Standby) => {
-                    self.handle.set(CaptureState::Standby, None);
+                    waits.truce = STANDBY_INTERVAL;
                     Some(STANDBY_INTERVAL)
                 }
                 Err(error) => {
-                    let failed = self.failed(&error, &mut backoff, &mut resyncs, &shutdown);
+                    let failed = self.failed(&error, &mut waits, &mut resyncs, &shutdown);
                     failed.await
                 }
             };
@@ -109,7 +110,7 @@ impl Capture {
     async fn failed(
         &self,
         error: &Error,
-        backoff: &mut Duration,
+        waits: &mut Waits,
         resyncs: &mut watch::Receiver<Resyncs>,
         shutdown: &CancellationToken,
     ) -> Option<Duration> {
@@ -119,14 +120,16 @@ impl Capture {
             Disposition::Retry => {
                 tracing::warn!(source, error = %text, "capture failed, trying again");
                 self.handle.set(CaptureState::Retrying, Some(text));
-                let wait = *backoff;
-                *backoff = (wait * 2).min(BACKOFF.1);
+                let wait = waits.retry;
+                waits.retry = (wait * 2).min(BACKOFF.1);
                 Some(wait)
             }
             Disposition::Fenced => {
                 tracing::info!(source, "another process has taken over this source");
                 self.handle.set(CaptureState::Standby, Some(text));
-                Some(STANDBY_INTERVAL)
+                let wait = waits.truce;
+                waits.truce = (wait * 2).min(LONGEST_TRUCE);
+                Some(wait)
             }
             Disposition::Operator | Disposition::Bug => {
                 tracing::error!(source, error = %text, "capture stopped");
@@ -153,49 +156,47 @@ impl Capture {
         None
     }
 
-    async fn paused(&self, shutdown: &CancellationToken) -> Option<Duration> {
+    /// Waits for the end of the pause. With the lock: that one process pauses is no reason for
+    /// another to go on.
+    async fn paused(
+        &self,
+        lock: &mut Option<SourceLock>,
+        shutdown: &CancellationToken,
+    ) -> Option<Duration> {
         self.handle.set(CaptureState::Paused, None);
         let mut paused = self.handle.paused();
         tokio::select! {
             _changed = paused.wait_for(|paused| !paused) => {}
             () = shutdown.cancelled() => {}
+            never = self.keep(lock) => match never {},
         }
         None
     }
 
-    /// One try: from the lock to whatever ends it.
-    async fn attempt(&self, shutdown: &CancellationToken) -> Result<Why, Error> {
+    /// One try: from the log and the lock to whatever ends it. `lock` is the session in which it waits for the
+    /// lock, and in which it pauses.
+    async fn attempt(
+        &self,
+        lock: &mut Option<SourceLock>,
+        shutdown: &CancellationToken,
+    ) -> Result<Why, Error> {
         if *self.handle.paused().borrow() {
             return Ok(Why::Paused);
         }
         if self.handle.status().state != CaptureState::Standby {
             self.handle.set(CaptureState::Starting, self.handle.status().error);
         }
-        let Some(mut lock) = self.connector.try_lock().await? else { return Ok(Why::Standby) };
-        tokio::select! {
-            ended = self.locked(shutdown) => ended,
-            never = self.measure(&mut lock) => match never {},
+        if lock.is_none() {
+            // Whoever is cut off from the log leaves the lock to those who are not.
+            let reached = self.client.topic(&self.config.topic()).await;
+            reached.map_err(log("reach the log"))?;
         }
-    }
-
-    /// Asks the source, again and again, how far the log is behind it.
-    async fn measure(&self, lock: &mut SourceLock) -> Infallible {
-        let mut status = self.handle.watch();
-        loop {
-            let streams = |status: &CaptureStatus| {
-                status.state == CaptureState::Streaming && status.covered().is_some()
-            };
-            let covered = status.wait_for(streams).await.map(|status| status.covered());
-            // The other end is ours as well.
-            let Ok(Some(covered)) = covered else { return std::future::pending().await };
-            let asked_at_ms = (self.config.clock)();
-            let lag_bytes = lock.lag_bytes(covered).await.unwrap_or_else(|error| {
-                tracing::debug!(source = self.config.source, %error, "the lag is not known");
-                None
-            });
-            self.handle.measured(lag_bytes, asked_at_ms);
-            tokio::time::sleep(MEASURE_INTERVAL).await;
+        let Some(mut held) = self.take_lock(lock).await? else { return Ok(Why::Standby) };
+        let ended = self.under(&mut held, Box::pin(self.locked(shutdown))).await;
+        if matches!(ended, Ok(Why::Paused)) {
+            *lock = Some(held);
         }
+        ended
     }
 
     /// As the one who captures the source.
@@ -423,6 +424,15 @@ impl Capture {
         write_state(&self.config, &mut taken.producer, &state).await?;
         Ok(state)
     }
+}
+
+/// How long it waits next.
+#[derive(Debug)]
+struct Waits {
+    /// After a failure that may pass.
+    retry: Duration,
+    /// After it was fenced.
+    truce: Duration,
 }
 
 /// What a take-over leads to.

@@ -41,11 +41,16 @@ impl Config {
 
     /// The topic of what capture remembers.
     pub fn state_topic(&self) -> String {
-        format!("{}.state", self.source)
+        state_topic(&self.source)
     }
 
     /// Whose producer may write both.
     pub fn transactional_id(&self) -> String {
         format!("tailwater.{}", self.source)
     }
+}
+
+/// The topic of what capture of `source` remembers.
+pub(crate) fn state_topic(source: &str) -> String {
+    format!("{source}.state")
 }

@@ -6,10 +6,12 @@
 //! transaction, its commit position is confirmed to the source. Nothing is confirmed that the log
 //! does not hold.
 
+mod another;
 mod capture;
 mod changes;
 mod config;
 mod error;
+mod hold;
 mod reader;
 mod rest;
 mod session;
@@ -20,14 +22,15 @@ mod tail;
 mod take_over;
 mod writer;
 
+pub use another::written_epoch;
 pub use capture::Capture;
 pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
 pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
 pub use source::{
-    LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState,
-    Stream,
+    LOCK_LEASE, LockHolder, LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector,
+    SourceLock, SourceState, Stream,
 };
 pub use status::{CaptureHandle, CaptureState, CaptureStatus, ResyncError};
 pub use tail::TailError;

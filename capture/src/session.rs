@@ -33,6 +33,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) enum Why {
     Shutdown,
     Paused,
+    /// Another process captures the source.
     Standby,
     /// A snapshot without a stream is complete.
     Done,

@@ -14,6 +14,7 @@
 //! where any of that cannot be had. Capture promises: `confirm` only what the log holds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -46,8 +47,23 @@ pub struct Resume {
     pub state: SourceState,
 }
 
-/// Being the one that captures a source: ends when it is dropped, or with the session behind it.
-/// It keeps two captures from fencing each other in turn; the log's fence is the safety behind it.
+/// How long a source may hear nothing of the session that holds its lock before it ends that
+/// session: the host vanished without a word, or the process hangs. Capture is heard every second.
+/// A standby that looks every second, and takes over in less than one, is at work in ten.
+pub const LOCK_LEASE: Duration = Duration::from_secs(5);
+
+/// Whose a source's lock is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LockHolder {
+    /// Ours, from now on.
+    Us,
+    /// Another process's: which session it is, as the source says. For people.
+    Another(String),
+}
+
+/// A session in which a source's lock is asked for and then held: the lock ends when this is
+/// dropped, or with the session behind it. It keeps two captures from fencing each other in turn;
+/// the log's fence is the safety behind it.
 #[derive(Debug)]
 pub struct SourceLock(Box<dyn LockSession>);
 
@@ -57,19 +73,48 @@ impl SourceLock {
         Self(Box::new(session))
     }
 
+    /// As [`LockSession::try_take`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn try_take(&mut self) -> Result<LockHolder, SourceError> {
+        self.0.try_take().await
+    }
+
+    /// As [`LockSession::check`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn check(&mut self) -> Result<(), SourceError> {
+        self.0.check().await
+    }
+
     /// As [`LockSession::lag_bytes`].
     ///
     /// # Errors
-    /// Cannot be asked now.
+    /// As there.
     pub async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
         self.0.lag_bytes(after).await
     }
 }
 
-/// The session that holds a source's lock. It has nothing else to do, so it is asked how far the
-/// source is: on a connection of its own, the answer does not wait behind what is to be read.
+/// The session that holds a source's lock, or waits for it. The source ends it when it has heard
+/// nothing of it for [`LOCK_LEASE`]. It has nothing else to do, so it is asked how far the source
+/// is: on a connection of its own, the answer does not wait behind what is to be read.
 #[async_trait]
 pub trait LockSession: Send + std::fmt::Debug {
+    /// Takes the lock if no other process has it.
+    ///
+    /// # Errors
+    /// Cannot be asked: the session is of no more use.
+    async fn try_take(&mut self) -> Result<LockHolder, SourceError>;
+
+    /// A sign of life: the lock that was taken is still ours.
+    ///
+    /// # Errors
+    /// It is not, or cannot be asked for.
+    async fn check(&mut self) -> Result<(), SourceError>;
+
     /// Bytes of the source's own log behind `after`, durable there; 0: there is nothing that a
     /// stream after it would still deliver. `None`: it cannot be said.
     ///
@@ -81,6 +126,14 @@ pub trait LockSession: Send + std::fmt::Debug {
 /// A source that no other process could read needs no lock.
 #[async_trait]
 impl LockSession for () {
+    async fn try_take(&mut self) -> Result<LockHolder, SourceError> {
+        Ok(LockHolder::Us)
+    }
+
+    async fn check(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
     async fn lag_bytes(&mut self, _after: Commit) -> Result<Option<u64>, SourceError> {
         Ok(None)
     }
@@ -112,13 +165,13 @@ pub trait SourceConnector: Send + Sync + std::fmt::Debug {
     /// Cannot be asked.
     async fn current(&self) -> Result<Commit, SourceError>;
 
-    /// Tries to become the one that captures this source (a session lock on it); `None` while
-    /// another process is.
+    /// Opens the session in which the lock of this source is taken: who holds it captures, who
+    /// does not waits.
     ///
     /// # Errors
     /// Cannot connect.
-    async fn try_lock(&self) -> Result<Option<SourceLock>, SourceError> {
-        Ok(Some(SourceLock::new(())))
+    async fn lock_session(&self) -> Result<SourceLock, SourceError> {
+        Ok(SourceLock::new(()))
     }
 
     /// Takes the stream's starting position (slot, GTID set) and a snapshot exactly there. What an

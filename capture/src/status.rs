@@ -171,6 +171,9 @@ impl CaptureHandle {
         // Nobody waits for it any more: begun some day, it would be a surprise.
         self.settled(number);
         let status = self.status();
+        if status.state == CaptureState::Standby {
+            return Err(ResyncError::Standby);
+        }
         let why = status.error.unwrap_or_else(|| "it does not answer".into());
         Err(ResyncError::NotBegun { state: status.state, why })
     }

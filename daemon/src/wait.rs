@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use tailwater_apply::{State, Status};
+use tailwater_capture::{CaptureState, written_epoch};
 use tailwater_change::Commit;
 use tokio::time::Instant;
 
-use crate::app::{App, PipelineRole};
+use crate::app::{App, PipelineRole, SourceRole};
 
 /// How a wait ended; the command's exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,10 @@ pub(crate) enum Waited {
 
 /// How often the source is asked where it is while nothing moves.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Who stands by for longer than this does not take over soon: another process lives. Shorter, it
+/// may wait for the end of its own last session, after a restart.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Waits until all that has committed on the source of `pipeline` by now is committed on its
 /// target, `timeout` at most.
@@ -44,27 +49,49 @@ pub(crate) async fn wait(app: &App, pipeline: &str, timeout: Duration) -> Waited
             Err(_) => tokio::time::sleep(PROBE_INTERVAL).await,
         }
     };
-    reach(role, source, goal, deadline).await
+    reach(app, role, source, goal, deadline).await
+}
+
+/// Why a pipeline does nothing here, if it stands by.
+pub(crate) fn standby(status: &Status) -> Option<String> {
+    let why = status.failure.as_ref().map(|failure| failure.reason.clone());
+    (status.state == State::Standby).then(|| elsewhere("pipeline", &status.name, why))
+}
+
+/// What a command says of a role that waits here while another process has it.
+pub(crate) fn elsewhere(what: &str, name: &str, why: Option<String>) -> String {
+    let why = why.unwrap_or_else(|| "another process has it".to_owned());
+    format!("{what} {name:?} stands by in this process: {why}; ask that process")
 }
 
 /// Waits until `pipeline` has applied everything up to `goal`.
 pub(crate) async fn reach(
+    app: &App,
     role: &PipelineRole,
-    source: &crate::app::SourceRole,
+    source: &SourceRole,
     goal: Commit,
     deadline: Instant,
 ) -> Waited {
     let mut changed = role.handle.watch();
+    let patient_until = Instant::now() + STANDBY_PATIENCE;
     loop {
         let status = role.handle.status();
-        let captured = source.handle.status();
-        if applied(&status, captured.epoch, goal) {
+        if applied(&status, goal) && in_epoch(app, role, source, &status).await {
             return Waited::Reached;
         }
         if let Some(why) = hopeless(role, source) {
             return Waited::Cannot(why);
         }
+        let standby = standby(&status);
+        if Instant::now() >= patient_until
+            && let Some(why) = standby
+        {
+            return Waited::Cannot(why);
+        }
         if Instant::now() >= deadline {
+            if let Some(why) = standby {
+                return Waited::TimedOut(why);
+            }
             return Waited::TimedOut(format!(
                 "pipeline is {} at {}, the source at {goal}",
                 status.state.as_str(),
@@ -77,14 +104,23 @@ pub(crate) async fn reach(
     }
 }
 
-fn applied(status: &Status, epoch: Option<tailwater_change::Epoch>, goal: Commit) -> bool {
-    let (Some(place), Some(epoch)) = (status.place, epoch) else { return false };
-    // A target that is in a later epoch than the source's own capture has read another log.
-    place.epoch == epoch && place.commit >= goal && status.state == State::Streaming
+fn applied(status: &Status, goal: Commit) -> bool {
+    status.state == State::Streaming && status.place.is_some_and(|place| place.commit >= goal)
+}
+
+/// Whether the pipeline is in the epoch that is being written. A target that is in a later one has
+/// read another log.
+async fn in_epoch(app: &App, role: &PipelineRole, source: &SourceRole, status: &Status) -> bool {
+    let captured = source.handle.status();
+    let epoch = match captured.state {
+        CaptureState::Standby => written_epoch(&app.client, &role.source).await.ok().flatten(),
+        _ => captured.epoch,
+    };
+    epoch.is_some() && status.place.map(|place| place.epoch) == epoch
 }
 
 /// Why it will never get there without a person.
-fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<String> {
+fn hopeless(role: &PipelineRole, source: &SourceRole) -> Option<String> {
     let pipeline = role.handle.status();
     let captured = source.handle.status();
     let stopped_at = pipeline.failure.as_ref().and_then(|failure| failure.epoch);
@@ -94,10 +130,7 @@ fn hopeless(role: &PipelineRole, source: &crate::app::SourceRole) -> Option<Stri
         let why = pipeline.failure.map(|failure| failure.reason).unwrap_or_default();
         return Some(format!("the pipeline is {}: {why}", pipeline.state));
     }
-    if matches!(
-        captured.state,
-        tailwater_capture::CaptureState::Paused | tailwater_capture::CaptureState::Stopped
-    ) {
+    if matches!(captured.state, CaptureState::Paused | CaptureState::Stopped) {
         let why = captured.error.unwrap_or_default();
         return Some(format!("the source is {}: {why}", captured.state.as_str()));
     }

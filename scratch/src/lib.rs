@@ -4,10 +4,11 @@
 //! [`Server::start`] copies a data folder that was initialised once per machine (`template`), takes
 //! a port of its own (`port`), starts the server (`postgres`, `mysql`) below a folder that
 //! vanishes with it (`folder`), and hands out URLs. [`Kafka`] does the same for a Kafka broker, and
-//! a [`Proxy`] and a [`SmallDisk`] are the network that fails and the disk that is full.
+//! a [`Proxy`] and a [`SmallDisk`] are the network that fails and the disk that is full; a [`Host`]
+//! is one whose cable can be pulled.
 //! [`Certificates`] are for servers that encrypt.
 //!
-//! Invariants: a server listens on loopback only, ends with the process that started it, even when
+//! Invariants: a server listens on loopback only (or where a test's own [`Host`] sees it), ends with the process that started it, even when
 //! that one is killed with SIGKILL, and never touches a server or a folder that it did not make.
 //!
 //! What these servers are not: durable. They do not fsync, so they survive the death of their own
@@ -18,6 +19,7 @@ mod client;
 mod disk;
 mod flavor;
 mod folder;
+mod host;
 mod kafka;
 mod mysql;
 mod port;
@@ -32,6 +34,7 @@ mod wait;
 pub use certificates::Certificates;
 pub use disk::SmallDisk;
 pub use flavor::{Flavor, cache_dir, everything, sid_root};
+pub use host::Host;
 pub use kafka::Kafka;
 pub use port::free_port;
 pub use proxy::{Cut, Proxy};

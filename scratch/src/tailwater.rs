@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::folder::Folder;
+use crate::host::Host;
 use crate::port::free_port;
 use crate::process::{Process, log_end};
 use crate::wait::wait_until;
@@ -24,6 +25,8 @@ pub struct Tailwater {
     log_port: u16,
     process: Option<Process>,
     folder: Folder,
+    /// Where it runs, if not here.
+    host: Option<Host>,
 }
 
 /// How a command of the program ended.
@@ -71,6 +74,16 @@ impl Tailwater {
         Tailwater::with(binary, configuration, 0, folder)
     }
 
+    /// As [`Tailwater::prepare_whole`], on a host of its own.
+    ///
+    /// # Errors
+    /// If the folder cannot be made.
+    pub fn prepare_on(host: Host, binary: &Path, configuration: &str) -> Result<Tailwater> {
+        let mut tailwater = Tailwater::prepare_whole(binary, configuration)?;
+        tailwater.host = Some(host);
+        Ok(tailwater)
+    }
+
     fn with(binary: &Path, text: &str, log_port: u16, folder: Folder) -> Result<Tailwater> {
         let tailwater = Tailwater {
             binary: binary.to_owned(),
@@ -78,6 +91,7 @@ impl Tailwater {
             log_port,
             process: None,
             folder,
+            host: None,
         };
         tailwater.configure(text)?;
         Ok(tailwater)
@@ -102,15 +116,31 @@ impl Tailwater {
         command.arg("run").arg("--config").arg(self.config());
         command.current_dir(self.folder.path());
         let log = self.folder.path().join("tailwater.log");
-        self.process = Some(Process::spawn(command, &self.folder, &log)?);
+        self.process = Some(Process::spawn(self.on_host(command), &self.folder, &log)?);
         wait_until(START_LIMIT, "Tailwater's admin listener", || {
             if let Some(process) = &mut self.process
                 && process.ended()?.is_some()
             {
                 bail!("Tailwater did not start:\n{}", log_end(&self.log()));
             }
+            if self.host.is_some() {
+                return Ok((self.command(&["status"])?.code == Some(0)).then_some(()));
+            }
             Ok(std::net::TcpStream::connect(("127.0.0.1", self.admin_port)).ok().map(drop))
         })
+    }
+
+    fn on_host(&self, command: Command) -> Command {
+        match &self.host {
+            Some(host) => host.wrap(&command),
+            None => command,
+        }
+    }
+
+    /// The host that it runs on, if it is not this one.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
     }
 
     /// Runs one of the program's commands against this process.
@@ -118,10 +148,10 @@ impl Tailwater {
     /// # Errors
     /// If it cannot be run.
     pub fn command(&self, arguments: &[&str]) -> Result<Ran> {
-        let output = Command::new(&self.binary)
-            .args(arguments)
-            .arg("--config")
-            .arg(self.config())
+        let mut command = Command::new(&self.binary);
+        command.args(arguments).arg("--config").arg(self.config());
+        let output = self
+            .on_host(command)
             .output()
             .with_context(|| format!("run {} {arguments:?}", self.binary.display()))?;
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).trim_end().to_owned();

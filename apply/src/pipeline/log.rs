@@ -1,5 +1,7 @@
 //! What the loop needs of a log: little, so that tests can write one by hand.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tailwater_kafka::{
     Client, Offset, OffsetAt, PartitionId, PartitionReader, ReaderConfig, RecordBatch,
@@ -98,6 +100,7 @@ impl ChangeLog for KafkaLog {
     fn reader(&self, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader> {
         let mut config = ReaderConfig::new(self.partition(), from);
         config.max_bytes = prefetch_bytes;
+        config.retry_timeout = PATIENCE;
         Box::new(KafkaReader(self.client.reader(config)))
     }
 
@@ -107,6 +110,10 @@ impl ChangeLog for KafkaLog {
         committed.map_err(|source| Error::Log { operation: "commit the group's offset", source })
     }
 }
+
+/// How long the log may not answer before the pipeline is shown as `retrying`, and another process
+/// that still reaches the log may have the target's lock.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 struct KafkaReader(PartitionReader);
 

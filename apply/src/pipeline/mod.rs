@@ -21,6 +21,7 @@ mod config;
 mod error;
 mod first_load;
 mod group;
+mod hold;
 mod intake;
 mod log;
 mod lookout;

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::commands::{Command, Order};
+use super::hold::{STANDBY_INTERVAL, keep_lock, locked_target};
 use super::lookout::{Lookout, Superseded};
 use super::schemas::Schemas;
 use super::session::{Context, Ending, Session, transaction_position};
@@ -19,8 +20,10 @@ use crate::{Metrics, Target, TargetConnector};
 
 /// Commands waiting to be taken: people and the admin API send them, one at a time.
 const COMMANDS: usize = 8;
-/// How often a standby asks for the lock.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest wait of one who is fenced and finds the lock free all the same. Whoever fences him
+/// holds another lock: one of another server, to which the same URL has led. Until a person sees
+/// that, they must not keep each other from all work.
+const LONGEST_TRUCE: Duration = Duration::from_secs(60);
 /// The first wait after an error that may pass; it doubles up to [`LONGEST_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 /// A server that restarts is back within seconds: waiting longer would only add to the lag.
@@ -36,6 +39,14 @@ impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipeline").field("config", &self.context.config).finish_non_exhaustive()
     }
+}
+
+/// How long it waits next.
+struct Waits {
+    /// After a failure that may pass.
+    retry: Duration,
+    /// After it was fenced.
+    truce: Duration,
 }
 
 /// Why a session is not running.
@@ -82,18 +93,18 @@ impl Pipeline {
     /// Applies until `shutdown`, through errors and restarts of everything around it. Dropping the
     /// future is safe at any time.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut backoff = FIRST_BACKOFF;
+        let mut waits = Waits { retry: FIRST_BACKOFF, truce: STANDBY_INTERVAL };
         loop {
             let commits = self.context.metrics.commits();
-            let halt = self.attempt(&shutdown).await;
+            let halt = self.attempt(&mut waits, &shutdown).await;
             if self.context.metrics.commits() > commits {
-                backoff = FIRST_BACKOFF;
+                waits.retry = FIRST_BACKOFF;
             }
             let on = match halt {
                 Halt::Shutdown => false,
                 Halt::Again => !shutdown.is_cancelled(),
                 Halt::Paused(target) => self.pause(target, &shutdown).await,
-                Halt::Failed(error) => self.settle(&error, &mut backoff, &shutdown).await,
+                Halt::Failed(error) => self.settle(&error, &mut waits, &shutdown).await,
             };
             if !on {
                 return;
@@ -101,12 +112,24 @@ impl Pipeline {
         }
     }
 
-    async fn attempt(&mut self, shutdown: &CancellationToken) -> Halt {
+    async fn attempt(&mut self, waits: &mut Waits, shutdown: &CancellationToken) -> Halt {
         self.context.trial.suspect = None;
+        // Whoever is cut off from the log leaves the lock to those who are not.
+        let reached = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return Halt::Shutdown,
+            reached = self.context.log.identity() => reached,
+        };
+        if let Err(error) = reached {
+            return Halt::Failed(error);
+        }
+        let locked = locked_target(&mut self.context, &mut self.commands, || {
+            waits.truce = STANDBY_INTERVAL;
+        });
         let target = tokio::select! {
             biased;
             () = shutdown.cancelled() => return Halt::Shutdown,
-            locked = locked_target(&mut self.context, &mut self.commands) => match locked {
+            locked = locked => match locked {
                 Ok(Some(target)) => target,
                 Ok(None) => return Halt::Paused(None),
                 Err(error) => return Halt::Failed(error),
@@ -133,48 +156,51 @@ impl Pipeline {
         }
     }
 
-    /// Waits until told to go on; `false`: shutdown.
+    /// Waits until told to go on; `false`: shutdown. Meanwhile the target is kept for its lock.
     async fn pause(
         &mut self,
         target: Option<Box<dyn Target>>,
         shutdown: &CancellationToken,
     ) -> bool {
         self.show(State::Paused, None);
-        let on = loop {
+        let connector = Arc::clone(&self.context.connector);
+        let name = self.context.config.name.clone();
+        let mut kept = std::pin::pin!(keep_lock(target, connector.as_ref(), &name));
+        loop {
             let command = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break false,
+                () = shutdown.cancelled() => return false,
                 Some(command) = self.commands.recv() => command,
-                else => break false,
+                never = &mut kept => match never {},
+                else => return false,
             };
             match command.order {
                 Order::Pause => command.answer(Ok(())),
                 Order::Resume => {
                     self.show(State::Starting, None);
                     command.answer(Ok(()));
-                    break true;
+                    return true;
                 }
                 Order::Skip(_) => command.refuse("the pipeline is paused, not stopped"),
             }
-        };
-        // Until here the target was kept for its lock.
-        drop(target);
-        on
+        }
     }
 
     /// Decides what follows an error; `false`: shutdown.
     async fn settle(
         &mut self,
         error: &Error,
-        backoff: &mut Duration,
+        waits: &mut Waits,
         shutdown: &CancellationToken,
     ) -> bool {
         match error.disposition() {
-            Disposition::Retry => self.retry(error, backoff, shutdown).await,
+            Disposition::Retry => self.retry(error, &mut waits.retry, shutdown).await,
             Disposition::Fenced => {
                 tracing::warn!(error = error.reason(), "standing by");
                 self.show(State::Standby, None);
-                sleep(STANDBY_INTERVAL, shutdown).await
+                let truce = waits.truce;
+                waits.truce = (truce * 2).min(LONGEST_TRUCE);
+                sleep(truce, shutdown).await
             }
             Disposition::Operator | Disposition::Bug => {
                 if self.narrow_down() {
@@ -311,34 +337,6 @@ impl Pipeline {
             }
         });
     }
-}
-
-/// Connects and waits for the pipeline's lock; `None`: paused meanwhile.
-async fn locked_target(
-    context: &mut Context,
-    commands: &mut mpsc::Receiver<Command>,
-) -> Result<Option<Box<dyn Target>>, Error> {
-    let mut target = context.connector.connect().await?;
-    while !target.try_lock(&context.config.name).await? {
-        context.status.send_modify(|status| {
-            status.state = State::Standby;
-            status.caught_up = false;
-        });
-        tokio::select! {
-            biased;
-            Some(command) = commands.recv() => match command.order {
-                Order::Pause => {
-                    command.answer(Ok(()));
-                    return Ok(None);
-                }
-                Order::Resume | Order::Skip(_) => {
-                    command.refuse("another process applies this pipeline");
-                }
-            },
-            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
-        }
-    }
-    Ok(Some(target))
 }
 
 async fn look_out(lookout: &mut Option<Lookout>, schemas: &mut Schemas) -> Superseded {

@@ -15,6 +15,7 @@ use super::batch::Batch;
 use super::commands::{Command, Order};
 use super::commit::{QUIET, Safe};
 use super::group::Group;
+use super::hold::{PING_INTERVAL, ping};
 use super::intake::Intake;
 use super::lookout::Stand;
 use super::schemas::Schemas;
@@ -266,6 +267,7 @@ impl<'a> Session<'a> {
         if busy || !matches!(event, Event::Nothing) {
             return Ok(event);
         }
+        let mut ping_at = Instant::now() + PING_INTERVAL;
         loop {
             self.check_place_was_found()?;
             self.show_caught_up();
@@ -280,6 +282,11 @@ impl<'a> Session<'a> {
                 },
                 () = passed(flush), if flush.is_some() => {
                     self.make_safe().await?;
+                    continue;
+                }
+                () = sleep_until(ping_at) => {
+                    ping(self.target.as_mut()).await?;
+                    ping_at = Instant::now() + PING_INTERVAL;
                     continue;
                 }
                 () = self.group.tick() => continue,

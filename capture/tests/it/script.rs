@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    Changes, Event, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError,
-    SourceState, Stream, TableReader, TableSlot,
+    Changes, Event, LockHolder, LockSession, Rest, Resume, ServerIdentity, Snapshot,
+    SourceConnector, SourceError, SourceLock, SourceState, Stream, TableReader, TableSlot,
 };
 use tailwater_change::{
     Column, Commit, Dialect, Identity, Kind, Operation, Ordinal, Problem, TableId, TableSchema,
@@ -44,9 +44,72 @@ pub(crate) struct Script {
     pub(crate) confirmed: Mutex<Vec<u64>>,
     pub(crate) resumes: Mutex<Vec<Option<Resume>>>,
     pub(crate) news: Notify,
+    /// Its lock, if it is of use to more than one process.
+    pub(crate) lock: Option<Arc<ScriptedLock>>,
     /// Planted: the source takes for confirmed what it has sent.
     pub(crate) confirmed_early: AtomicBool,
     sent: AtomicU64,
+}
+
+/// A source's lock, of which the test decides when a session of it ends.
+#[derive(Debug, Default)]
+pub(crate) struct ScriptedLock {
+    holder: Mutex<Option<usize>>,
+    sessions: AtomicUsize,
+    /// How often it was asked for in vain.
+    pub(crate) refused: watch::Sender<usize>,
+}
+
+impl ScriptedLock {
+    fn session(self: &Arc<Self>) -> ScriptedSession {
+        let number = self.sessions.fetch_add(1, Ordering::SeqCst);
+        ScriptedSession { lock: Arc::clone(self), number }
+    }
+
+    /// The session that has it ends, and another gets it: one that nobody here knows.
+    pub(crate) fn give_away(&self) {
+        *self.holder.lock().unwrap() = Some(usize::MAX);
+    }
+
+    /// Whoever asks next gets it.
+    pub(crate) fn free(&self) {
+        *self.holder.lock().unwrap() = None;
+    }
+}
+
+#[derive(Debug)]
+struct ScriptedSession {
+    lock: Arc<ScriptedLock>,
+    number: usize,
+}
+
+impl Drop for ScriptedSession {
+    fn drop(&mut self) {
+        self.lock.holder.lock().unwrap().take_if(|holder| *holder == self.number);
+    }
+}
+
+#[async_trait]
+impl LockSession for ScriptedSession {
+    async fn try_take(&mut self) -> Result<LockHolder, SourceError> {
+        let holder = *self.lock.holder.lock().unwrap().get_or_insert(self.number);
+        if holder == self.number {
+            return Ok(LockHolder::Us);
+        }
+        self.lock.refused.send_modify(|refused| *refused += 1);
+        Ok(LockHolder::Another(format!("session {holder}")))
+    }
+
+    async fn check(&mut self) -> Result<(), SourceError> {
+        match *self.lock.holder.lock().unwrap() {
+            Some(holder) if holder == self.number => Ok(()),
+            _ => Err(broken("hold the lock")),
+        }
+    }
+
+    async fn lag_bytes(&mut self, _after: Commit) -> Result<Option<u64>, SourceError> {
+        Ok(Some(0))
+    }
 }
 
 /// The snapshot's consistent point.
@@ -63,6 +126,14 @@ impl Script {
             hang_snapshot_after: never(),
             ..Self::default()
         })
+    }
+
+    /// As [`new`](Self::new), with a lock for several processes.
+    pub(crate) fn with_lock(snapshot: Vec<i64>, transactions: Vec<Transaction>) -> Arc<Self> {
+        let mut script = Self::new(snapshot, transactions);
+        let own = Arc::get_mut(&mut script).expect("nobody has it yet");
+        own.lock = Some(Arc::default());
+        script
     }
 
     pub(crate) fn commit(&self, transaction: Transaction) {
@@ -123,6 +194,13 @@ impl SourceConnector for Scripted {
             return Err(broken("connect"));
         }
         Ok(ServerIdentity("scripted".into()))
+    }
+
+    async fn lock_session(&self) -> Result<SourceLock, SourceError> {
+        Ok(match &self.0.lock {
+            Some(lock) => SourceLock::new(lock.session()),
+            None => SourceLock::new(()),
+        })
     }
 
     async fn tables(&self) -> Result<Vec<Arc<TableSchema>>, SourceError> {

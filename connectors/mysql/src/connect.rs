@@ -315,6 +315,33 @@ pub(crate) fn quote_text(text: &str) -> String {
     out
 }
 
+/// The server's lock of `name`, as an SQL expression. Names of locks have 64 characters and do not
+/// differ by case; a name that is longer, or not plain lower case, is `prefix` and the first hex
+/// digits of its SHA2-256, 48 at most.
+pub(crate) fn lock_name(prefix: &str, name: &str) -> String {
+    const LONGEST: usize = 64;
+    let plain = prefix.len() + name.len() <= LONGEST
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.".contains(&byte)
+        });
+    if plain {
+        return quote_text(&format!("{prefix}{name}"));
+    }
+    let digits = (LONGEST - prefix.len()).min(48);
+    format!("CONCAT({}, LEFT(SHA2({}, 256), {digits}))", quote_text(prefix), quote_text(name))
+}
+
+/// The session that has the lock `name` (an SQL expression), for people.
+pub(crate) async fn lock_holder(conn: &mut Conn, name: &str) -> Result<String, Error> {
+    let id: Option<Option<u64>> = conn.query_first(format!("SELECT IS_USED_LOCK({name})")).await?;
+    let Some(id) = id.flatten() else { return Ok("its session has just ended".into()) };
+    // One's own sessions are shown to everybody.
+    let sessions: Vec<mysql_async::Row> = conn.query("SHOW PROCESSLIST").await?;
+    let host = sessions.iter().find(|row| row.get::<u64, _>("Id") == Some(id));
+    let host = host.and_then(|row| row.get::<String, _>("Host"));
+    Ok(format!("session {id} of {}", host.as_deref().unwrap_or("another account")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -338,6 +365,15 @@ mod tests {
         let problem = endpoint.refusal(&Error::Driver(plugin)).unwrap();
         assert!(problem.what.contains("app@db") && problem.what.contains("sha256_password"));
         assert!(endpoint.refusal(&Error::Driver(DriverError::ConnectionClosed)).is_none());
+    }
+
+    #[test]
+    fn lock_names_stay_within_their_length_and_case() {
+        assert_eq!(lock_name("tailwater.", "shop_to_copy"), "'tailwater.shop_to_copy'");
+        assert!(lock_name("tailwater.", "Shop").contains("LEFT(SHA2('Shop', 256), 48)"));
+        assert!(lock_name("tailwater.", &"a".repeat(54)).starts_with("'tailwater.aa"));
+        assert!(lock_name("tailwater.", &"a".repeat(55)).contains("SHA2("));
+        assert!(lock_name("tailwater:source:", &"a".repeat(48)).contains("256), 47)"));
     }
 
     #[test]

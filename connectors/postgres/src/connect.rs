@@ -289,10 +289,12 @@ impl Server {
 }
 
 /// Whether an SQLSTATE may pass by itself: lost connections, crashes and shutdowns, no room left,
-/// deadlocks and serialization failures, locks that were not to be had.
+/// deadlocks and serialization failures, locks that were not to be had, sessions that were silent
+/// inside a transaction.
 pub(crate) fn is_passing(code: &str) -> bool {
     let class = code.get(..2).unwrap_or_default();
-    matches!(class, "08" | "40" | "53" | "57" | "58" | "XX") || matches!(code, "55P03" | "55006")
+    matches!(class, "08" | "40" | "53" | "57" | "58" | "XX")
+        || matches!(code, "55P03" | "55006" | "25P03")
 }
 
 /// What became of `operation`, for a source.
@@ -325,6 +327,11 @@ pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+/// A session of the server's, for people.
+pub(crate) fn session_named(pid: i32, host: &str) -> String {
+    format!("session {pid} of {host}")
 }
 
 /// An identifier as SQL spells it.

@@ -28,13 +28,14 @@ use axum::routing::{get, post};
 use axum::{Json, serve};
 use serde::Deserialize;
 use serde_json::json;
+use tailwater_change::RoleState;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, SourceRole};
 use crate::tail::Tail;
-use crate::wait::{Waited, wait};
+use crate::wait::{Waited, elsewhere, standby, wait};
 use crate::{metrics, verify};
 
 pub(crate) use status::{Status, lag_seconds, status};
@@ -133,6 +134,9 @@ async fn pipeline_action(
     Query(query): Query<ActionQuery>,
 ) -> Response {
     let Some(role) = app.pipelines.get(&name) else { return unknown("pipeline", &name) };
+    if let Some(why) = standby(&role.handle.status()) {
+        return refused(&why);
+    }
     let done = match action.as_str() {
         "pause" => role.handle.pause().await,
         "resume" => role.handle.resume().await,
@@ -149,9 +153,6 @@ async fn pipeline_action(
 /// Pauses the pipeline and lets the log and the target forget its position.
 async fn detach(app: &App, name: &str) -> Response {
     let Some(role) = app.pipelines.get(name) else { return unknown("pipeline", name) };
-    if role.handle.status().state == tailwater_apply::State::Standby {
-        return refused("another process applies this pipeline: ask that one");
-    }
     if let Err(error) = role.handle.pause().await {
         return refused(&error.to_string());
     }
@@ -171,6 +172,10 @@ async fn source_action(
     Path((name, action)): Path<(String, String)>,
 ) -> Response {
     let Some(role) = app.sources.get(&name) else { return unknown("source", &name) };
+    let status = role.handle.status();
+    if status.state == RoleState::Standby {
+        return refused(&elsewhere("source", &name, status.error));
+    }
     match action.as_str() {
         "pause" => role.handle.pause(),
         "resume" => role.handle.resume(),

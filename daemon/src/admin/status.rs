@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tailwater_apply::Status as Applied;
 use tailwater_capture::CaptureStatus;
+use tailwater_change::RoleState;
 
 use crate::app::{App, PipelineRole, SourceRole};
 
@@ -127,6 +128,8 @@ pub(crate) fn lag_seconds(
     now_ms: i64,
 ) -> Option<f64> {
     let captured = source.map(|source| source.handle.status());
+    // Who stands by knows nothing of the source.
+    let captured = captured.filter(|captured| captured.state != RoleState::Standby);
     lag(&role.handle.status(), captured.as_ref(), now_ms)
 }
 

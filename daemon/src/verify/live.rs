@@ -28,7 +28,7 @@ pub(super) struct Live<'a> {
 impl Flow for Live<'_> {
     async fn pass(&self) -> anyhow::Result<()> {
         let goal = self.source.connector.current().await?;
-        match reach(self.role, self.source, goal, Instant::now() + PATIENCE).await {
+        match reach(self.app, self.role, self.source, goal, Instant::now() + PATIENCE).await {
             Waited::Reached => Ok(()),
             Waited::TimedOut(why) | Waited::Cannot(why) => bail!("{why}"),
         }

@@ -39,6 +39,7 @@ use tailwater_kafka::Offset;
 
 use crate::app::App;
 use crate::connectors;
+use crate::wait::standby;
 
 /// How often what differs is looked at again.
 const LOOKS: usize = 8;
@@ -85,6 +86,9 @@ pub(crate) async fn verify(app: &App, pipeline: &str) -> anyhow::Result<Verdict>
     let source = app.sources.get(&role.source).ok_or_else(|| {
         anyhow::anyhow!("source {:?} is captured by another process: ask that one", role.source)
     })?;
+    if let Some(why) = standby(&role.handle.status()) {
+        anyhow::bail!(why);
+    }
     let live = live::Live { app, role, source };
     let mut verifier = Verifier {
         from: connectors::reader(source.kind, &source.url).await?,

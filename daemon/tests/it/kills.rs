@@ -146,6 +146,7 @@ fn a_paused_process_that_wakes_up_changes_nothing() {
     }
     let mut second = Tailwater::prepare_whole(binary(), &roles).unwrap();
     second.start_again().unwrap();
+    wait_for_state(&second, "streaming").unwrap();
     second.wait_for(&world.pipeline, PATIENCE).unwrap();
     let watcher = Watcher::start(world.to.clone());
     world.tailwater.resume().unwrap();

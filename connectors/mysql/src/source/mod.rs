@@ -13,6 +13,7 @@ mod check;
 mod file;
 mod filter;
 mod gtids;
+mod lock;
 #[cfg(test)]
 mod record;
 mod session;
@@ -24,7 +25,6 @@ mod stream;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use mysql_async::prelude::Queryable;
 use tailwater_capture::{
     Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
     TableReader,
@@ -32,6 +32,7 @@ use tailwater_capture::{
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
 use self::filter::Filter;
+use self::lock::Lock;
 pub(crate) use self::session::Session;
 use crate::catalog;
 use crate::connect::{Endpoint, quote_text};
@@ -101,15 +102,9 @@ impl SourceConnector for MysqlSource {
         Ok(Commit::binlog(end.file(), end.position().saturating_sub(1)))
     }
 
-    async fn try_lock(&self) -> Result<Option<SourceLock>, SourceError> {
-        let mut session = Session::open(&self.endpoint).await?;
-        // Without it the server would close the session that holds the lock when it is idle.
-        let wait = "SET SESSION wait_timeout = 31536000";
-        let lock = format!("SELECT GET_LOCK({}, 0)", quote_text(&lock_name(&self.name)));
-        let failed = |error| SourceError::unavailable("lock the source", error);
-        session.conn.query_drop(wait).await.map_err(failed)?;
-        let got = session.value(&lock).await.map_err(failed)?;
-        Ok((got.as_deref() == Some("1")).then(|| SourceLock::new(session)))
+    async fn lock_session(&self) -> Result<SourceLock, SourceError> {
+        let session = Session::open(&self.endpoint).await?;
+        Ok(SourceLock::new(Lock::new(session, &self.name).await?))
     }
 
     async fn snapshot(&self) -> Result<Box<dyn Snapshot>, SourceError> {
@@ -143,11 +138,6 @@ impl SourceConnector for MysqlSource {
         // The server keeps nothing for us.
         Ok(())
     }
-}
-
-/// Names of locks end at 64 characters.
-fn lock_name(source: &str) -> String {
-    format!("tailwater.source.{source}").chars().take(64).collect()
 }
 
 /// The captured tables as the catalog has them now.

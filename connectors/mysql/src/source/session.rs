@@ -1,9 +1,8 @@
 //! What is asked of the server over an ordinary session.
 
-use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row};
-use tailwater_capture::{LockSession, SourceError};
+use tailwater_capture::SourceError;
 use tailwater_change::{Commit, Problem};
 
 use super::binlog::Collations;
@@ -170,22 +169,8 @@ impl Session {
     }
 }
 
-#[async_trait]
-impl LockSession for Session {
-    /// Across files: what is left of the one, all of those between, and what the last has.
-    async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
-        let end = self.end().await?.commit();
-        let covered = after.position().saturating_add(1);
-        if end.file() == after.file() {
-            return Ok(Some(end.position().saturating_sub(covered)));
-        }
-        let files = self.files().await?;
-        Ok(behind(&files, Commit::binlog(after.file(), covered), end))
-    }
-}
-
 /// Bytes from a position to another of a later file; `None` where the files do not say.
-fn behind(files: &[(BinlogName, u64)], from: Commit, end: Commit) -> Option<u64> {
+pub(super) fn behind(files: &[(BinlogName, u64)], from: Commit, end: Commit) -> Option<u64> {
     let number = |file: &(BinlogName, u64)| file.0.number();
     if from.file() > end.file() || !files.iter().any(|file| number(file) == from.file()) {
         return None;

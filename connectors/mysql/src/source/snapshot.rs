@@ -14,7 +14,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use mysql_async::prelude::Queryable;
 use tailwater_capture::{
-    Changes, Event, ServerIdentity, Snapshot, SourceError, SourceState, TableSlot,
+    Changes, Event, LOCK_LEASE, ServerIdentity, Snapshot, SourceError, SourceState, TableSlot,
 };
 use tailwater_change::{Commit, Operation, Ordinal, Problem, TableId, TableSchema, Value};
 
@@ -142,8 +142,10 @@ async fn begin_mysql(
     wire: &mut Wire,
 ) -> Result<(End, Vec<Arc<TableSchema>>), SourceError> {
     let failed = |what: &str, error| SourceError::unavailable(what.to_owned(), error);
-    let patience = "SET SESSION lock_wait_timeout = 60";
-    session.conn.query_drop(patience).await.map_err(|error| failed(patience, error))?;
+    // While nobody can write, the server must not wait for a host that is gone.
+    let lease = LOCK_LEASE.as_secs();
+    let patience = format!("SET SESSION lock_wait_timeout = 60, wait_timeout = {lease}");
+    session.conn.query_drop(&patience).await.map_err(|error| failed(&patience, error))?;
     let lock = "FLUSH TABLES WITH READ LOCK";
     match session.conn.query_drop(lock).await {
         Ok(()) => {}

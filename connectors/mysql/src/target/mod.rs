@@ -226,6 +226,14 @@ impl Target for Session {
         self.lock(pipeline).await
     }
 
+    async fn lock_holder(&mut self, pipeline: &str) -> Result<String, TargetError> {
+        Session::lock_holder(self, pipeline).await
+    }
+
+    async fn ping(&mut self) -> Result<(), TargetError> {
+        self.show_life().await
+    }
+
     async fn progress(&mut self, pipeline: &str) -> Result<Option<Progress>, TargetError> {
         self.ensure_progress().await?;
         self.read_progress(pipeline, false).await

@@ -1,8 +1,7 @@
 //! Who applies a pipeline, and how far it has come: the lock and the progress row.
 //!
 //! The lock is GET_LOCK of `tailwater.<pipeline>`: it belongs to the whole server and ends with the
-//! session. Lock names have 64 characters and do not differ by case; a name that is longer, or not
-//! plain lower case, is `tailwater.` and the first 48 hex digits of SHA2(pipeline, 256).
+//! session, which the server ends itself when it has heard nothing of it for the lease.
 //!
 //! The lock keeps two honest processes apart. The fence keeps out one that lost its lock without
 //! knowing: the progress row is written on condition that its fence is still ours, in the very
@@ -15,7 +14,10 @@ use tailwater_change::{Commit, Epoch, Ordinal, Place, Problem, TableId};
 
 use super::failure::{Failure, Spoken, sanitized};
 use super::session::Session;
-use crate::connect::quote_text;
+use crate::connect::{lock_holder, lock_name, quote_text};
+
+/// What the names of pipelines' locks begin with.
+const PREFIX: &str = "tailwater.";
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS `tailwater`.`progress` (\
      `pipeline` VARCHAR(255) NOT NULL PRIMARY KEY,\
@@ -34,23 +36,10 @@ const TABLE: &str = "CREATE TABLE IF NOT EXISTS `tailwater`.`progress` (\
 const COLUMNS: &str = "`pipeline`,`cluster_id`,`topic_id`,`next_offset`,`epoch`,`file`,\
      `position`,`ordinal`,`fence`,`state`";
 
-/// The lock of this pipeline, as an SQL expression.
-fn lock_name(pipeline: &str) -> String {
-    let plain = pipeline.len() <= 54
-        && pipeline.bytes().all(|byte| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-.".contains(&byte)
-        });
-    if plain {
-        quote_text(&format!("tailwater.{pipeline}"))
-    } else {
-        format!("CONCAT('tailwater.', LEFT(SHA2({}, 256), 48))", quote_text(pipeline))
-    }
-}
-
 impl Session {
     /// Takes the pipeline's lock if nobody has it.
     pub(super) async fn lock(&mut self, pipeline: &str) -> Result<bool, TargetError> {
-        let sql = format!("SELECT GET_LOCK({}, 0)", lock_name(pipeline));
+        let sql = format!("SELECT GET_LOCK({}, 0)", lock_name(PREFIX, pipeline));
         let got: Result<Option<Option<i64>>, _> = self.conn.query_first(sql).await;
         match got.map_err(|error| Failure::of(error).into_target("lock the pipeline"))? {
             Some(Some(got)) => Ok(got == 1),
@@ -59,6 +48,18 @@ impl Session {
                 Spoken("the server could not say".into()),
             )),
         }
+    }
+
+    /// The session that has the lock.
+    pub(super) async fn lock_holder(&mut self, pipeline: &str) -> Result<String, TargetError> {
+        let holder = lock_holder(&mut self.conn, &lock_name(PREFIX, pipeline)).await;
+        holder.map_err(|error| Failure::of(error).into_target("look for who has the lock"))
+    }
+
+    /// Shows the server that we live: see [`tailwater_apply::Target::ping`].
+    pub(super) async fn show_life(&mut self) -> Result<(), TargetError> {
+        let answered = self.conn.ping().await;
+        answered.map_err(|error| Failure::of(error).into_target("hold the pipeline's lock"))
     }
 
     /// Makes the table where it is missing. Asks first: an account may be allowed to write it and
@@ -239,16 +240,4 @@ fn update_sql(progress: &Progress) -> String {
         quote_text(&progress.pipeline),
         progress.fence,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lock_names_stay_within_their_length_and_case() {
-        assert_eq!(lock_name("shop_to_copy"), "'tailwater.shop_to_copy'");
-        assert!(lock_name("Shop").contains("SHA2('Shop', 256)"));
-        assert!(lock_name(&"a".repeat(55)).contains("SHA2("));
-    }
 }

@@ -12,7 +12,8 @@
 //! | `foreign_key_checks` 0 | order between tables is the source's business; 1 only where the source hides cascades |
 //! | `unique_checks` 1 | nothing may be there twice |
 //! | `innodb_lock_wait_timeout` 50 s, `lock_wait_timeout` 60 s | who holds our rows longer than that makes us try again |
-//! | `wait_timeout`, `net_*_timeout` | an idle source does not end the session, a slow one does not end a load |
+//! | `wait_timeout`, `net_read_timeout` | the lock's lease: who says nothing for so long, between statements or inside one, is gone |
+//! | `net_write_timeout` | what the server has to say may wait |
 //! | CLIENT_FOUND_ROWS | an update of a row to what it is counts as done |
 //!
 //! BEGIN and SAVEPOINT are not sent by themselves: they travel in front of the next statement.
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder};
-use tailwater_apply::{Table, TargetError};
+use tailwater_apply::{SESSION_LEASE, Table, TargetError};
 use tailwater_change::{TableId, TableSchema};
 
 use super::failure::Failure;
@@ -32,12 +33,16 @@ use super::table::{Shape, Surroundings, on};
 use crate::catalog;
 use crate::connect::{Endpoint, Server, in_time, quote_text, silent};
 
+fn contract() -> String {
+    let lease = SESSION_LEASE.as_secs();
+    format!("{CONTRACT}; SET SESSION wait_timeout = {lease}, net_read_timeout = {lease}")
+}
+
 const CONTRACT: &str = "SET NAMES utf8mb4; \
      SET SESSION sql_mode = 'STRICT_TRANS_TABLES,STRICT_ALL_TABLES,NO_AUTO_VALUE_ON_ZERO,\
      ALLOW_INVALID_DATES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'; \
      SET SESSION time_zone = '+00:00', autocommit = 1, foreign_key_checks = 0, unique_checks = 1, \
-     innodb_lock_wait_timeout = 50, lock_wait_timeout = 60, wait_timeout = 2147483, \
-     interactive_timeout = 2147483, net_read_timeout = 600, net_write_timeout = 600, \
+     innodb_lock_wait_timeout = 50, lock_wait_timeout = 60, net_write_timeout = 600, \
      sql_safe_updates = 0, sql_big_selects = 1, sql_auto_is_null = 0, sql_notes = 1, \
      sql_select_limit = DEFAULT; \
      SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
@@ -93,7 +98,7 @@ impl Session {
     async fn open_now(endpoint: &Endpoint) -> Result<Self, Failure> {
         let opts = OptsBuilder::from_opts(endpoint.opts().clone()).client_found_rows(true);
         let mut conn = Conn::new(opts).await.map_err(Failure::of)?;
-        conn.query_drop(CONTRACT).await.map_err(Failure::of)?;
+        conn.query_drop(contract()).await.map_err(Failure::of)?;
         let server = Server::of(&mut conn).await.map_err(Failure::of)?;
         let limits: Option<(u8, u64)> = conn
             .query_first("SELECT @@GLOBAL.local_infile, @@SESSION.max_allowed_packet")

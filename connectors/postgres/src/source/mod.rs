@@ -12,6 +12,7 @@ mod copy;
 mod decoder;
 #[cfg(test)]
 mod golden;
+mod lock;
 mod patterns;
 mod pgoutput;
 mod silence;
@@ -25,8 +26,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tailwater_capture::{
-    LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock,
-    Stream, TableReader,
+    Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceError, SourceLock, Stream,
+    TableReader,
 };
 use tailwater_change::{Commit, Problem, TableId, TableSchema};
 
@@ -35,6 +36,7 @@ use crate::connect::{Server, Session, quote, source_error};
 use crate::reader::PostgresReader;
 use crate::source::decoder::Decoder;
 pub(crate) use crate::source::decoder::bad_column;
+use crate::source::lock::{Lock, below_end};
 use crate::source::patterns::Patterns;
 use crate::source::slot::{
     Kept, SlotStatus, create_slot, drop_slot, ensure_publication, foreign, has_free_slot, identify,
@@ -444,18 +446,8 @@ impl SourceConnector for PostgresSource {
         }))
     }
 
-    async fn try_lock(&self) -> Result<Option<SourceLock>, SourceError> {
-        let session = self.session().await?;
-        // Two processes of one source are two clients of one slot: its name is the lock's.
-        let row = session
-            .query_one(
-                "SELECT pg_try_advisory_lock(hashtextextended('tailwater.source.' || $1, 0))",
-                &[&self.config.slot],
-            )
-            .await
-            .map_err(|error| source_error("taking the source's lock", error))?;
-        let taken: bool = row.get(0);
-        Ok(taken.then(|| SourceLock::new(session)))
+    async fn lock_session(&self) -> Result<SourceLock, SourceError> {
+        Ok(SourceLock::new(Lock::new(self.session().await?, &self.config.slot).await?))
     }
 
     async fn table_reader(&self) -> Result<Box<dyn TableReader>, SourceError> {
@@ -470,32 +462,6 @@ impl SourceConnector for PostgresSource {
             .batch_execute(&format!("DROP PUBLICATION IF EXISTS {}", quote(name)))
             .await
             .map_err(|error| source_error(&format!("dropping the publication {name}"), error))
-    }
-}
-
-/// The last position below the end of the WAL. A page's header counts into it before anything is
-/// on the page, and the stream would not pass it: then the page's start.
-fn below_end(end: i64) -> Commit {
-    const PAGE_BYTES: u64 = 8 << 10;
-    const LONGEST_HEADER: u64 = 40;
-    let end = u64::try_from(end).unwrap_or_default();
-    let into_page = end % PAGE_BYTES;
-    let end = if into_page <= LONGEST_HEADER { end - into_page } else { end };
-    Commit::lsn(end.saturating_sub(1))
-}
-
-#[async_trait]
-impl LockSession for Session {
-    async fn lag_bytes(&mut self, after: Commit) -> Result<Option<u64>, SourceError> {
-        let end = "SELECT (CASE WHEN pg_catalog.pg_is_in_recovery() \
-                        THEN pg_catalog.pg_last_wal_replay_lsn() \
-                        ELSE pg_catalog.pg_current_wal_flush_lsn() END - '0/0')::int8";
-        let row = self
-            .query_one(end, &[])
-            .await
-            .map_err(|error| source_error("asking for the end of the WAL", error))?;
-        let end = below_end(row.get::<_, i64>(0));
-        Ok(Some(end.position().saturating_sub(after.position())))
     }
 }
 

@@ -14,7 +14,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::authentication::{md5_hash, sasl};
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
-use tailwater_capture::SourceError;
+use tailwater_capture::{LOCK_LEASE, SourceError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::connect::{ConnectError, SESSION, Server, is_passing, refused};
@@ -140,6 +140,9 @@ impl Connection {
         application_name: &str,
         mode: Mode,
     ) -> Result<(), WireError> {
+        // The slot must be free for a standby soon after we are gone without a word, or hang; while
+        // we live, the server hears from us every second.
+        let lease = LOCK_LEASE.as_millis().to_string();
         let mut parameters = vec![
             ("user", server.user()),
             ("database", server.database()),
@@ -147,6 +150,7 @@ impl Connection {
         ];
         if mode == Mode::Replication {
             parameters.push(("replication", "database"));
+            parameters.push(("wal_sender_timeout", &lease));
         }
         if let Some(options) = server.options() {
             parameters.push(("options", options));

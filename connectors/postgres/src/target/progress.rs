@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::error::{said, target_error};
 use super::param::Param;
-use crate::connect::is_passing;
+use crate::connect::{is_passing, session_named};
 
 const SCHEMA: &str = "CREATE SCHEMA IF NOT EXISTS tailwater";
 
@@ -46,6 +46,24 @@ pub(super) async fn try_lock(client: &Client, pipeline: &str) -> Result<bool, Ta
         .await
         .map_err(|error| target_error("taking the pipeline's advisory lock", error))?;
     Ok(row.get(0))
+}
+
+/// The session that has the lock, for people.
+pub(super) async fn lock_holder(client: &Client, pipeline: &str) -> Result<String, TargetError> {
+    let sql = "SELECT l.pid, coalesce(pg_catalog.host(a.client_addr), 'the server''s own host')
+                 FROM pg_catalog.pg_locks l
+                 JOIN pg_catalog.pg_database d ON d.oid = l.database
+                 LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
+                WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                  AND l.classid::int8 = ($1::int8 >> 32) & 4294967295
+                  AND l.objid::int8 = $1::int8 & 4294967295
+                  AND d.datname = pg_catalog.current_database()";
+    let row = client.query_opt(sql, &[&lock_number(pipeline)]).await;
+    let row = row.map_err(|error| target_error("looking for who has the lock", error))?;
+    Ok(match row {
+        Some(row) => session_named(row.get(0), row.get(1)),
+        None => "its session has just ended".into(),
+    })
 }
 
 fn lock_number(pipeline: &str) -> i64 {

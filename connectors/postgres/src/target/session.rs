@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use tailwater_apply::{
-    Change, ConflictPolicy, Progress, Step, StepOutcome, Table, Target, TargetError, TargetTable,
+    Change, ConflictPolicy, Progress, SESSION_LEASE, Step, StepOutcome, Table, Target, TargetError,
+    TargetTable,
 };
 use tailwater_change::{Problem, TableId, TableSchema};
 use tokio_postgres::error::SqlState;
@@ -27,13 +28,31 @@ const SETTINGS: &str = "
     SET search_path TO '';
     SET standard_conforming_strings TO on;
     SET lock_timeout TO 0;
-    SET idle_session_timeout TO 0;
     SET default_transaction_isolation TO 'read committed';
     SET default_transaction_read_only TO off;
     SET default_transaction_deferrable TO off;
     SET client_min_messages TO error;
     SET jit TO off;
     SET temp_buffers TO '32MB'";
+
+/// How the server notices that we are gone without a word, or hang: between statements and between
+/// those of a transaction by our silence, inside a COPY by the network's. What it sends us is small
+/// and read at once, so the network's limit of what it may owe us is one, too.
+fn lease() -> String {
+    let (lease, probe) = (SESSION_LEASE.as_millis(), SESSION_LEASE.as_secs() / 3);
+    format!(
+        "SET idle_session_timeout TO {lease};
+         SET idle_in_transaction_session_timeout TO {lease};
+         SET tcp_user_timeout TO {lease};
+         SET tcp_keepalives_idle TO {probe};
+         SET tcp_keepalives_interval TO {probe};
+         SET tcp_keepalives_count TO 2"
+    )
+}
+
+/// Looks whether we are there while a statement runs or waits for a row. Not every system that
+/// PostgreSQL runs on can.
+const LOOK_AT_CLIENT: &str = "SET client_connection_check_interval TO '2s'";
 
 /// From 17 on.
 const TRANSACTION_TIMEOUT: &str = "SET transaction_timeout TO 0";
@@ -68,6 +87,10 @@ impl PgTarget {
         let session = server.connect("tailwater apply").await.map_err(connect_error)?;
         let failed = |error| target_error("setting up the session", error);
         session.batch_execute(SETTINGS).await.map_err(failed)?;
+        session.batch_execute(&lease()).await.map_err(failed)?;
+        if let Err(error) = session.batch_execute(LOOK_AT_CLIENT).await {
+            tracing::debug!(%error, "the target does not look at its clients");
+        }
         let version = "SELECT pg_catalog.current_setting('server_version_num')::integer";
         let version: i32 = session.query_one(version, &[]).await.map_err(failed)?.get(0);
         if version >= 170_000 {
@@ -247,6 +270,14 @@ fn missing(table: &TableId) -> TargetError {
 impl Target for PgTarget {
     async fn try_lock(&mut self, pipeline: &str) -> Result<bool, TargetError> {
         progress::try_lock(&self.session, pipeline).await
+    }
+
+    async fn lock_holder(&mut self, pipeline: &str) -> Result<String, TargetError> {
+        progress::lock_holder(&self.session, pipeline).await
+    }
+
+    async fn ping(&mut self) -> Result<(), TargetError> {
+        self.run("", "holding the pipeline's lock").await
     }
 
     async fn progress(&mut self, pipeline: &str) -> Result<Option<Progress>, TargetError> {

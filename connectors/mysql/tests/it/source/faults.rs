@@ -1,6 +1,8 @@
 //! What a source must refuse, and say why.
 
-use tailwater_capture::SourceError;
+use std::time::Duration;
+
+use tailwater_capture::{LockHolder, SourceError};
 use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
 
@@ -30,7 +32,7 @@ async fn a_server_that_says_nothing_is_given_up_in_time() {
     .unwrap();
     let target = tailwater_mysql::target::TargetConfig { name: "mute".into(), url };
     let target = tailwater_mysql::target::connector(target).unwrap();
-    let patience = std::time::Duration::from_secs(60);
+    let patience = Duration::from_secs(60);
     let problems = tokio::time::timeout(patience, source.check()).await.unwrap();
     assert!(problems[0].what.contains("did not answer within 15 s"), "{problems:?}");
     let problems = tokio::time::timeout(patience, target.check()).await.unwrap();
@@ -265,17 +267,36 @@ fn a_position_that_is_gone_is_named() {
     }
 }
 
+/// A host that vanished, or a process that hangs: the server hears nothing more of it.
+#[test]
+fn a_lock_of_which_nothing_is_heard_goes_to_the_next() {
+    on_each(async |server, database| {
+        let (first, second) = (source(server, database), source(server, database));
+        let mut held = first.lock_session().await.unwrap();
+        let mut waiting = second.lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        while waiting.try_take().await.unwrap() != LockHolder::Us {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let error = held.check().await.unwrap_err();
+        assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+        waiting.check().await.unwrap();
+    });
+}
+
 #[test]
 fn one_process_at_a_time_holds_the_source() {
     on_each(async |server, database| {
         let (first, second) = (source(server, database), source(server, database));
-        let lock = first.try_lock().await.unwrap();
-        assert!(lock.is_some());
-        assert!(second.try_lock().await.unwrap().is_none());
-        drop(lock);
-        let mut got = None;
-        while got.is_none() {
-            got = second.try_lock().await.unwrap();
+        let mut held = first.lock_session().await.unwrap();
+        let mut waiting = second.lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        let LockHolder::Another(who) = waiting.try_take().await.unwrap() else { panic!() };
+        assert!(who.contains("session"), "{who}");
+        held.check().await.unwrap();
+        drop(held);
+        while waiting.try_take().await.unwrap() != LockHolder::Us {
+            tokio::task::yield_now().await;
         }
     });
 }

@@ -1,6 +1,8 @@
 //! Where a stream may go on, and where it must not.
 
-use tailwater_capture::{SourceError, SourceState};
+use std::time::Duration;
+
+use tailwater_capture::{LockHolder, SourceError, SourceState};
 use tailwater_change::Disposition;
 use tailwater_scratch::{Flavor, Server};
 
@@ -219,17 +221,40 @@ async fn a_wait_that_is_given_up_loses_nothing() {
     assert_eq!(log.texts(), ids);
 }
 
+/// A host that vanished, or a process that hangs: the server hears nothing more of it.
+#[tokio::test]
+async fn a_lock_of_which_nothing_is_heard_goes_to_the_next() {
+    for flavor in flavors() {
+        let database = Database::new(flavor);
+        let mut held = database.source().lock_session().await.unwrap();
+        let mut waiting = database.source().lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        soon(async {
+            while waiting.try_take().await.unwrap() != LockHolder::Us {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        let error = held.check().await.unwrap_err();
+        assert_eq!(error.disposition(), Disposition::Retry, "{error:?}");
+        waiting.check().await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn one_process_at_a_time_captures_a_source() {
     for flavor in flavors() {
         let database = Database::new(flavor);
-        let held = database.source().try_lock().await.unwrap();
-        assert!(held.is_some());
-        assert!(database.source().try_lock().await.unwrap().is_none());
+        let mut held = database.source().lock_session().await.unwrap();
+        let mut waiting = database.source().lock_session().await.unwrap();
+        assert_eq!(held.try_take().await.unwrap(), LockHolder::Us);
+        let LockHolder::Another(who) = waiting.try_take().await.unwrap() else { panic!() };
+        assert!(who.contains("session") && who.contains("127.0.0.1"), "{who}");
+        held.check().await.unwrap();
         drop(held);
         // The server notices the end of the session a moment later.
         soon(async {
-            while database.source().try_lock().await.unwrap().is_none() {
+            while waiting.try_take().await.unwrap() != LockHolder::Us {
                 tokio::task::yield_now().await;
             }
         })
