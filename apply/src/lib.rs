@@ -14,7 +14,7 @@ mod plan_types;
 mod target;
 
 pub use assemble::{
-    AssembleError, AssembleProblem, Assembler, Item, Mark, Part, PartBounds, Resume, SchemaUse,
+    AssembleError, AssembleProblem, Assembler, Item, Mark, Part, PartBounds, Position, Resume, SchemaUse,
     Writer,
 };
 pub use error::TargetError;

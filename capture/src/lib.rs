@@ -10,13 +10,16 @@ mod capture;
 mod changes;
 mod config;
 mod error;
+mod lane;
 mod reader;
 mod rest;
+mod routing;
 mod session;
 mod source;
 mod state;
 mod status;
 mod tail;
+mod tails;
 mod take_over;
 mod writer;
 
@@ -25,6 +28,7 @@ pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
 pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
+pub use routing::PartitionBy;
 pub use source::{
     LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector, SourceLock, SourceState,
     Stream,

@@ -254,6 +254,8 @@ fn start_sources(
                 SnapshotChoice::Never => SnapshotMode::Never,
                 SnapshotChoice::Only => SnapshotMode::Only,
             },
+            partitions: 1,
+            partition_by: tailwater_capture::PartitionBy::Key,
             replication_factor,
             max_record_bytes: MAX_RECORD_BYTES,
             in_flight_bytes: (share / 2).clamp(1 << 20, 32 << 20),

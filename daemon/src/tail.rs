@@ -174,6 +174,7 @@ fn control(offset: i64, control: &Control<'_>) -> Json {
         Control::SchemaChange { place, table, description } => {
             ("schema_change", format!("{place} {table}: {description}"))
         }
+        Control::Reached { place, .. } => ("reached", place.to_string()),
         Control::Chunk { attempt, index, .. } => ("chunk", format!("{attempt}.{index}")),
     };
     json!({ "offset": offset, "marker": marker, "place": place })

@@ -41,7 +41,7 @@ struct Inner {
 
 impl TestLog {
     pub(crate) fn new(topic_id: &str) -> Self {
-        let identity = LogIdentity { cluster_id: "c".into(), topic_id: topic_id.into() };
+        let identity = LogIdentity { cluster_id: "c".into(), topic_id: topic_id.into(), partitions: 1 };
         let inner =
             Inner { identity, start: Offset::ZERO, batches: Vec::new(), groups: BTreeMap::new() };
         let (inner, news, drained) =
@@ -90,17 +90,17 @@ impl ChangeLog for TestLog {
         Ok(self.shared.inner.lock().unwrap().identity.clone())
     }
 
-    async fn start(&self) -> Result<Offset, Error> {
-        Ok(self.shared.inner.lock().unwrap().start)
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
+        Ok(vec![self.shared.inner.lock().unwrap().start])
     }
 
-    fn reader(&self, from: Offset, _prefetch_bytes: usize) -> Box<dyn LogReader> {
+    fn reader(&self, _partition: usize, from: Offset, _prefetch: usize) -> Box<dyn LogReader> {
         let news = self.shared.news.subscribe();
         Box::new(TestReader { log: self.clone(), from, news })
     }
 
-    async fn commit(&self, group: &str, offset: Offset) -> Result<(), Error> {
-        self.shared.inner.lock().unwrap().groups.insert(group.into(), offset);
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+        self.shared.inner.lock().unwrap().groups.insert(group.into(), offsets[0]);
         Ok(())
     }
 }

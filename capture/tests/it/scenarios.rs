@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tailwater_capture::{
-    Capture, CaptureHandle, CaptureState, Config, SnapshotMode, SourceConnector,
+    Capture, CaptureHandle, CaptureState, Config, PartitionBy, SnapshotMode, SourceConnector,
 };
 use tailwater_change::Commit;
 use tailwater_kafka::{
@@ -64,6 +64,8 @@ impl World {
         Config {
             source: "shop".into(),
             snapshot,
+            partitions: 1,
+            partition_by: PartitionBy::Key,
             replication_factor: 1,
             max_record_bytes: 64 << 10,
             in_flight_bytes: 1 << 20,

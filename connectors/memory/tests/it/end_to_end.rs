@@ -7,9 +7,10 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use tailwater_apply::{KafkaLog, Pipeline, PipelineConfig, PipelineHandle, State};
-use tailwater_capture::{Capture, CaptureHandle, Config, SnapshotMode};
+use tailwater_capture::{Capture, CaptureHandle, Config, PartitionBy, SnapshotMode};
 use tailwater_change::{Column, Dialect, Identity, Index, Kind, TableId, TableSchema};
-use tailwater_kafka::test_util::MemoryNode;
+use tailwater_kafka::test_util::{MemoryNode, ProduceFault};
+use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::{Client, ClientConfig, Transport};
 use tailwater_memory::{Cell, MemoryDatabase, MemorySource, Script};
 use tailwater_registry::Registry;
@@ -57,6 +58,8 @@ fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
 
 struct System {
     node: Arc<MemoryNode>,
+    partitions: usize,
+    partition_by: PartitionBy,
     source: MemorySource,
     target: MemoryDatabase,
     schemas: Vec<Arc<TableSchema>>,
@@ -79,6 +82,10 @@ impl<H> Drop for Process<H> {
 
 impl System {
     fn new() -> Self {
+        Self::partitioned(1, PartitionBy::Key)
+    }
+
+    fn partitioned(partitions: usize, partition_by: PartitionBy) -> Self {
         let key = || Identity::Key(vec![0]);
         let schemas = vec![
             schema("one", key(), &[]),
@@ -87,6 +94,8 @@ impl System {
         ];
         Self {
             node: Arc::new(MemoryNode::new()),
+            partitions,
+            partition_by,
             source: MemorySource::new(Script::new(schemas.clone())),
             target: MemoryDatabase::new(),
             schemas,
@@ -111,6 +120,8 @@ impl System {
         let config = Config {
             source: "shop".into(),
             snapshot,
+            partitions: self.partitions,
+            partition_by: self.partition_by,
             replication_factor: 1,
             max_record_bytes: 5000,
             in_flight_bytes: 1 << 20,
@@ -215,26 +226,102 @@ async fn without_a_snapshot_it_is_followed_from_now() {
 async fn deaths_of_capture_and_apply_lose_and_repeat_nothing() {
     let base = std::hash::RandomState::new().build_hasher().finish();
     for seed in (0..6).chain(base..base.saturating_add(6)) {
-        let system = System::new();
+        deaths(System::new(), seed).await;
+    }
+}
+
+#[tokio::test]
+async fn deaths_lose_and_repeat_nothing_of_several_partitions() {
+    let base = std::hash::RandomState::new().build_hasher().finish();
+    for seed in (0..12).chain(base..base.saturating_add(12)) {
+        let by = if seed % 3 == 0 { PartitionBy::Table } else { PartitionBy::Key };
+        deaths(System::partitioned(2 + usize::try_from(seed % 4).unwrap(), by), seed).await;
+    }
+}
+
+async fn deaths(system: System, seed: u64) {
+    let mut rng = SmallRng::seed_from_u64(seed);
+    system.work(&mut rng, 30);
+    let (mut capture, mut apply) =
+        (system.capture(SnapshotMode::Initial).await, system.apply().await);
+    for _ in 0..20 {
+        system.work(&mut rng, 5);
+        // Let them get somewhere, but nobody knows where.
+        for _ in 0..rng.random_range(0..200) {
+            tokio::task::yield_now().await;
+        }
+        if rng.random_bool(0.5) {
+            drop(capture);
+            capture = system.capture(SnapshotMode::Initial).await;
+        }
+        if rng.random_bool(0.5) {
+            drop(apply);
+            apply = system.apply().await;
+        }
+    }
+    system.settle(&capture, &apply, seed).await;
+}
+
+/// The log takes this many batches of each partition; of what follows nothing is ever known.
+fn cut(node: &MemoryNode, batches: Vec<usize>) {
+    let mut left = batches;
+    node.fail_produce(Box::new(move |to| {
+        let partition = usize::try_from(to.partition.get()).unwrap();
+        if to.topic != "shop" {
+            return ProduceFault::None;
+        }
+        match left[partition].checked_sub(1) {
+            Some(less) => {
+                left[partition] = less;
+                ProduceFault::None
+            }
+            None => ProduceFault::Refuse(ErrorCode::NotLeaderOrFollower),
+        }
+    }));
+}
+
+/// Wherever in each of its partitions the log ends when capture dies: the one that comes after it
+/// finds what each lacks, and apply, which has read all of it, the whole of every transaction.
+#[tokio::test]
+async fn a_writer_may_die_at_any_point_of_each_partition() {
+    const PARTITIONS: usize = 3;
+    let base = std::hash::RandomState::new().build_hasher().finish();
+    // Every point of one partition while the others go on, and at random in all of them.
+    let one = (0..PARTITIONS).flat_map(|at| (0..24).map(move |batches| (at, batches)));
+    let mut cuts: Vec<Vec<usize>> = one
+        .map(|(at, batches)| {
+            let mut cut = vec![usize::MAX; PARTITIONS];
+            cut[at] = batches;
+            cut
+        })
+        .collect();
+    let mut rng = SmallRng::seed_from_u64(base);
+    let random = |rng: &mut SmallRng| (0..PARTITIONS).map(|_| rng.random_range(0..40)).collect();
+    cuts.extend((0..30).map(|_| random(&mut rng)));
+    for (seed, batches) in (base..).zip(cuts) {
+        let system = System::partitioned(PARTITIONS, PartitionBy::Key);
         let mut rng = SmallRng::seed_from_u64(seed);
-        system.work(&mut rng, 30);
-        let (mut capture, mut apply) =
-            (system.capture(SnapshotMode::Initial).await, system.apply().await);
-        for _ in 0..20 {
-            system.work(&mut rng, 5);
-            // Let them get somewhere, but nobody knows where.
-            for _ in 0..rng.random_range(0..200) {
+        system.work(&mut rng, 10);
+        let apply = system.apply().await;
+        let mut capture = system.capture(SnapshotMode::Initial).await;
+        for round in 0..2 {
+            cut(&system.node, batches.clone());
+            system.work(&mut rng, 10);
+            for _ in 0..rng.random_range(0..400) {
                 tokio::task::yield_now().await;
             }
-            if rng.random_bool(0.5) {
-                drop(capture);
-                capture = system.capture(SnapshotMode::Initial).await;
-            }
-            if rng.random_bool(0.5) {
-                drop(apply);
-                apply = system.apply().await;
+            drop(capture);
+            system.node.fail_produce(Box::new(|_| ProduceFault::None));
+            capture = system.capture(SnapshotMode::Initial).await;
+            if round == 0 {
+                // The next may find that this one, too, has got no further.
+                for _ in 0..rng.random_range(0..100) {
+                    tokio::task::yield_now().await;
+                }
             }
         }
+        system.work(&mut rng, 3);
+        println!("seed {seed}, cut at {batches:?}");
         system.settle(&capture, &apply, seed).await;
     }
 }
