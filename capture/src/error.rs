@@ -117,20 +117,6 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
-    /// The topic is another than the settings ask for.
-    #[error(
-        "topic {topic} has {found} partitions and the configuration says partitions = {wanted}: \
-         they stay as they are as long as the topic is. Set partitions = {found}, or capture under \
-         another source name, whose pipelines load anew"
-    )]
-    Partitions {
-        /// The topic.
-        topic: String,
-        /// What it has.
-        found: usize,
-        /// What is configured.
-        wanted: usize,
-    },
     /// Rows would go to other partitions than those that have their past.
     #[error(
         "the rows of this source are spread over the partitions by {found:?}, and the configuration \
@@ -172,7 +158,6 @@ impl Error {
             Self::Registry { source, .. } => source.disposition(),
             Self::Tail { .. }
             | Self::State { .. }
-            | Self::Partitions { .. }
             | Self::PartitionBy { .. }
             | Self::SchemaChange { .. } => Disposition::Operator,
             Self::Schema { .. } | Self::Contract(_) => Disposition::Bug,

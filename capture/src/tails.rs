@@ -15,24 +15,24 @@ use crate::tail::Tail;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tails(Vec<Tail>);
 
-/// What a partition lacks of what the others have.
+/// What of a snapshot's closing words a partition lacks, and the end of its synthetic transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lacks {
-    SnapshotEnd(Place),
-    SnapshotCut(Place),
-    SnapshotRest(Place),
+    End(Place),
+    Cut(Place),
+    Rest(Place),
 }
 
 impl Lacks {
     pub(crate) fn control(self) -> Control<'static> {
         match self {
-            Self::SnapshotEnd(Place { epoch, commit, .. }) => {
+            Self::End(Place { epoch, commit, .. }) => {
                 Control::SnapshotEnd { epoch, commit }
             }
-            Self::SnapshotCut(Place { epoch, commit, .. }) => {
+            Self::Cut(Place { epoch, commit, .. }) => {
                 Control::SnapshotCut { epoch, commit }
             }
-            Self::SnapshotRest(Place { epoch, commit, .. }) => {
+            Self::Rest(Place { epoch, commit, .. }) => {
                 Control::SnapshotRest { epoch, commit }
             }
         }
@@ -69,15 +69,15 @@ impl Tails {
             match *tail {
                 Tail::Snapshot { next } if !next.same_transaction(&inside) => {}
                 Tail::Snapshot { .. } if is_loaded => {
-                    lacking.push((partition, Lacks::SnapshotEnd(end)));
+                    lacking.push((partition, Lacks::End(end)));
                     *tail = Tail::Loaded { place: end };
                 }
                 Tail::Snapshot { .. } if is_cut => {
-                    lacking.push((partition, Lacks::SnapshotCut(end)));
+                    lacking.push((partition, Lacks::Cut(end)));
                     *tail = Tail::At { place: end, whole: true };
                 }
                 Tail::At { place, .. } if !is_cut && place < inside => {
-                    lacking.push((partition, Lacks::SnapshotRest(end)));
+                    lacking.push((partition, Lacks::Rest(end)));
                     *tail = Tail::Snapshot { next: inside };
                 }
                 Tail::Unknown | Tail::Snapshot { .. } | Tail::Loaded { .. } | Tail::At { .. } => {}
@@ -196,12 +196,12 @@ mod tests {
     #[test]
     fn what_closes_a_snapshot_somewhere_closes_it_everywhere() {
         let loaded = Tail::Loaded { place: end_of(5) };
-        let end = Lacks::SnapshotEnd(end_of(5));
+        let end = Lacks::End(end_of(5));
         check(&[inside(5, 4), loaded, inside(5, 2)], loaded, &[(0, end), (2, end)]);
-        let cut = Lacks::SnapshotCut(end_of(5));
+        let cut = Lacks::Cut(end_of(5));
         check(&[inside(5, 4), at(end_of(5))], at(end_of(5)), &[(0, cut)]);
         check(&[at(place(7, 0)), inside(5, 4)], at(end_of(5)), &[(1, cut)]);
-        let rest = Lacks::SnapshotRest(end_of(8));
+        let rest = Lacks::Rest(end_of(8));
         check(&[at(place(7, 0)), inside(8, 4)], inside(8, 5), &[(0, rest)]);
     }
 

@@ -39,6 +39,7 @@ pub(super) struct Head {
     rank: Rank,
     what: What,
     entry: Entry,
+    row: Option<Logged>,
 }
 
 /// The order of records at one place.
@@ -57,7 +58,7 @@ enum Rank {
 
 #[derive(Debug)]
 enum What {
-    Row(Box<Logged>),
+    Row,
     /// A control record, to be read again.
     Marker,
     Through {
@@ -82,7 +83,7 @@ impl Head {
 
     fn through(place: Place, ends: bool, committed_at_us: Option<i64>, entry: Entry) -> Self {
         let what = What::Through { ends, committed_at_us };
-        Self { place, rank: Rank::Through, what, entry }
+        Self { place, rank: Rank::Through, what, entry, row: None }
     }
 
     /// Whether it is the end of the transaction at `place`.
@@ -94,7 +95,7 @@ impl Head {
     fn message(&self) -> Option<&[u8]> {
         match self.what {
             What::Marker => Frame::parse(&self.entry.value).ok().map(|frame| frame.message),
-            What::Row(_) | What::Through { .. } => None,
+            What::Row | What::Through { .. } => None,
         }
     }
 }
@@ -184,11 +185,10 @@ impl Assembler {
             Rank::Marker | Rank::Between => self.take_head_marker(at)?,
             Rank::Through => self.take_through(at, place),
             Rank::Gone | Rank::Row => {
-                let Some(Head { what: What::Row(row), entry, .. }) = self.lanes[at].head.take()
-                else {
+                let Some(Head { row: Some(row), entry, .. }) = self.lanes[at].head.take() else {
                     return Ok(true);
                 };
-                self.take_merged(*row, &entry).map_err(|problem| of(&entry, problem))?;
+                self.take_merged(row, &entry).map_err(|problem| of(&entry, problem))?;
             }
         }
         Ok(true)
@@ -253,7 +253,7 @@ impl Assembler {
             });
         }
         let rank = if row.operation == Operation::Delete { Rank::Gone } else { Rank::Row };
-        Ok(Sorted::Head(Head { place, rank, what: What::Row(Box::new(row)), entry }))
+        Ok(Sorted::Head(Head { place, rank, what: What::Row, entry, row: Some(row) }))
     }
 
     fn sort_control(
@@ -315,7 +315,7 @@ impl Assembler {
             self.lanes[entry.lane].is_shown = true;
             return Ok(Sorted::Nothing);
         }
-        Ok(Sorted::Head(Head { place, rank, what: What::Marker, entry }))
+        Ok(Sorted::Head(Head { place, rank, what: What::Marker, entry, row: None }))
     }
 
     fn sort_through(&mut self, place: Place, ends: bool, at_us: Option<i64>, entry: Entry) -> Sorted {
@@ -455,8 +455,8 @@ impl Assembler {
         let added = open.add(row, before);
         let is_full = added && open.is_full(self.bounds, self.walked_bytes);
         // Two halves of one change stay together.
-        let heads = self.lanes.iter().filter_map(|lane| lane.head.as_ref());
-        if is_full && heads.map(Head::place).all(|next| next != place) {
+        let mut heads = self.lanes.iter().filter_map(|lane| lane.head.as_ref());
+        if is_full && !heads.any(|head| head.key() == (place, Rank::Row)) {
             self.flush(false, None);
         }
         Ok(())

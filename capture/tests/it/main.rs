@@ -1,6 +1,8 @@
 //! Capture over a real log in the same process, with a source that follows a script.
 
 #[cfg(test)]
+mod partitions;
+#[cfg(test)]
 mod parts;
 #[cfg(test)]
 mod reading;
