@@ -100,13 +100,6 @@ impl Head {
     }
 }
 
-/// What comes of a record.
-enum Sorted {
-    Nothing,
-    Joined(Entry),
-    Head(Head),
-}
-
 /// How a transaction stands in a partition.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stand {
@@ -205,27 +198,25 @@ impl Assembler {
             let mut next = Some(entry);
             while let Some(entry) = next.take() {
                 let sorted = self.sort(entry);
-                match sorted.map_err(|problem| AssembleError::new(offset, problem).of(at))? {
-                    Sorted::Head(head) => {
-                        self.lanes[at].head = Some(head);
-                        return Ok(());
-                    }
-                    Sorted::Joined(entry) => next = Some(entry),
-                    Sorted::Nothing => {}
-                }
+                next = sorted.map_err(|problem| AssembleError::new(offset, problem).of(at))?;
+            }
+            if self.lanes[at].head.is_some() {
+                return Ok(());
             }
         }
         Ok(())
     }
 
-    fn sort(&mut self, entry: Entry) -> Result<Sorted, AssembleProblem> {
+    /// Makes a record the head of its partition, unless nothing is to come of it; or gives the value
+    /// that is whole with it.
+    fn sort(&mut self, entry: Entry) -> Result<Option<Entry>, AssembleProblem> {
         let value = entry.value.clone();
         let frame = Frame::parse(&value).map_err(AssembleProblem::Frame)?;
         let Some(usage) = self.schemas.get(&frame.schema) else {
             self.ready.push_back(Item::Schema(frame.schema));
             let lane = &mut self.lanes[entry.lane];
             lane.waiting = Some(entry);
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         };
         if matches!(usage, SchemaUse::Control) {
             let control = Control::decode(frame.message).map_err(AssembleProblem::Decode)?;
@@ -233,7 +224,7 @@ impl Assembler {
         }
         let lane = &mut self.lanes[entry.lane];
         if !lane.counts(entry.producer) {
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         }
         let row = change_of(usage, &entry, frame.message)?;
         if !entry.joined {
@@ -241,26 +232,27 @@ impl Assembler {
         }
         let place = row.place;
         if row.operation == Operation::Read && lane.void_from.is_some() {
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         }
         if self.is_behind(entry.lane, place)? {
             // The last flag counts on a duplicate.
             let ends = row.last && self.lanes[entry.lane].has_unended(place);
             let end = Place::end_of(place.epoch, place.commit);
-            return Ok(match ends {
-                true => Sorted::Head(Head::through(end, true, row.committed_at_us, entry)),
-                false => Sorted::Nothing,
-            });
+            if ends {
+                self.put(Head::through(end, true, row.committed_at_us, entry));
+            }
+            return Ok(None);
         }
         let rank = if row.operation == Operation::Delete { Rank::Gone } else { Rank::Row };
-        Ok(Sorted::Head(Head { place, rank, what: What::Row, entry, row: Some(row) }))
+        self.put(Head { place, rank, what: What::Row, entry, row: Some(row) });
+        Ok(None)
     }
 
     fn sort_control(
         &mut self,
         control: &Control<'_>,
         entry: Entry,
-    ) -> Result<Sorted, AssembleProblem> {
+    ) -> Result<Option<Entry>, AssembleProblem> {
         let lane = &mut self.lanes[entry.lane];
         if let Control::Open { producer_id, producer_epoch, server, .. } = control {
             if lane.take_open(*producer_id, *producer_epoch, &entry)
@@ -269,28 +261,30 @@ impl Assembler {
                 self.server = Some((*server).to_owned());
                 self.ready.push_back(Item::Opened { server: (*server).to_owned() });
             }
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         }
         if !lane.counts(entry.producer) {
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         }
         if let Control::Chunk { .. } = control {
-            let joined = lane.take_chunk(control, &entry)?;
-            return Ok(joined.map_or(Sorted::Nothing, Sorted::Joined));
+            return lane.take_chunk(control, &entry);
         }
         lane.joiner.reset();
         let through = lane.through;
         let (place, rank) = match control {
             Control::End { epoch, commit, committed_at_us, .. } => {
                 let end = Place::end_of(*epoch, *commit);
-                return Ok(self.sort_through(end, true, *committed_at_us, entry));
+                self.sort_through(end, true, *committed_at_us, entry);
+                return Ok(None);
             }
             Control::Idle { epoch, commit } => {
                 let end = Place::end_of(*epoch, *commit);
-                return Ok(self.sort_through(end, false, None, entry));
+                self.sort_through(end, false, None, entry);
+                return Ok(None);
             }
             Control::Reached { place, .. } => {
-                return Ok(self.sort_through(*place, false, None, entry));
+                self.sort_through(*place, false, None, entry);
+                return Ok(None);
             }
             Control::SnapshotBegin { epoch, commit } | Control::SnapshotRest { epoch, commit } => {
                 let first = Ordinal::ZERO;
@@ -307,26 +301,31 @@ impl Assembler {
                 (through.max(self.passed), Rank::Between)
             }
             Control::SchemaChange { place, .. } => (*place, Rank::Marker),
-            Control::Open { .. } | Control::Chunk { .. } => return Ok(Sorted::Nothing),
+            Control::Open { .. } | Control::Chunk { .. } => return Ok(None),
         };
         // Inside of what was passed the partitions need not begin at the same marker.
         let end = Place::end_of(place.epoch, place.commit);
         if rank == Rank::Marker && (self.has_passed(end) || end <= self.void_through) {
             self.lanes[entry.lane].is_shown = true;
-            return Ok(Sorted::Nothing);
+            return Ok(None);
         }
-        Ok(Sorted::Head(Head { place, rank, what: What::Marker, entry, row: None }))
+        self.put(Head { place, rank, what: What::Marker, entry, row: None });
+        Ok(None)
     }
 
-    fn sort_through(&mut self, place: Place, ends: bool, at_us: Option<i64>, entry: Entry) -> Sorted {
+    fn put(&mut self, head: Head) {
+        let lane = head.entry.lane;
+        self.lanes[lane].head = Some(head);
+    }
+
+    fn sort_through(&mut self, place: Place, ends: bool, at_us: Option<i64>, entry: Entry) {
         let lane = &mut self.lanes[entry.lane];
         let is_known = place <= lane.through && !lane.has_unended(place);
         let passed = self.has_passed(place);
         self.lanes[entry.lane].is_shown |= passed;
-        if passed || is_known || place <= self.void_through {
-            return Sorted::Nothing;
+        if !(passed || is_known || place <= self.void_through) {
+            self.put(Head::through(place, ends, at_us, entry));
         }
-        Sorted::Head(Head::through(place, ends, at_us, entry))
     }
 
     /// Whether a row of a partition is there already, or void.

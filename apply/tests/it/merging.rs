@@ -86,10 +86,10 @@ impl History {
     /// Whoever does not know of this end yet.
     fn tell(&mut self, owed: Option<u64>, told: &mut [u64; PARTITIONS]) {
         let Some(commit) = owed else { return };
-        for at in 0..PARTITIONS {
-            if told[at] < commit {
-                self.several[at].push(end(commit));
-                told[at] = commit;
+        for (partition, told) in self.several.iter_mut().zip(told) {
+            if *told < commit {
+                partition.push(end(commit));
+                *told = commit;
             }
         }
     }
