@@ -26,15 +26,9 @@ pub(crate) enum Lacks {
 impl Lacks {
     pub(crate) fn control(self) -> Control<'static> {
         match self {
-            Self::End(Place { epoch, commit, .. }) => {
-                Control::SnapshotEnd { epoch, commit }
-            }
-            Self::Cut(Place { epoch, commit, .. }) => {
-                Control::SnapshotCut { epoch, commit }
-            }
-            Self::Rest(Place { epoch, commit, .. }) => {
-                Control::SnapshotRest { epoch, commit }
-            }
+            Self::End(Place { epoch, commit, .. }) => Control::SnapshotEnd { epoch, commit },
+            Self::Cut(Place { epoch, commit, .. }) => Control::SnapshotCut { epoch, commit },
+            Self::Rest(Place { epoch, commit, .. }) => Control::SnapshotRest { epoch, commit },
         }
     }
 }
@@ -59,9 +53,7 @@ impl Tails {
         let Some(inside) = inside.max() else { return (self, lacking) };
         let is_loaded = self.0.iter().any(|tail| matches!(tail, Tail::Loaded { .. }));
         let is_cut = self.0.iter().any(|tail| match tail {
-            Tail::At { place, .. } => {
-                (place.epoch, place.commit) >= (inside.epoch, inside.commit)
-            }
+            Tail::At { place, .. } => (place.epoch, place.commit) >= (inside.epoch, inside.commit),
             Tail::Unknown | Tail::Snapshot { .. } | Tail::Loaded { .. } => false,
         });
         let end = Place::end_of(inside.epoch, inside.commit);
@@ -176,7 +168,8 @@ mod tests {
 
     #[test]
     fn one_partition_is_as_it_is() {
-        for tail in [Tail::Unknown, inside(9, 4), Tail::Loaded { place: end_of(9) }, at(place(9, 1))]
+        for tail in
+            [Tail::Unknown, inside(9, 4), Tail::Loaded { place: end_of(9) }, at(place(9, 1))]
         {
             check(&[tail], tail, &[]);
         }

@@ -15,12 +15,12 @@ use tailwater_kafka::{
 use tailwater_registry::Registry;
 
 use crate::ServerIdentity;
+use crate::TailError;
 use crate::config::Config;
 use crate::error::{Error, log};
 use crate::state::{OPEN_KEY, Phase, STATE_KEY, State};
 use crate::tail::{Tail, TailScan};
 use crate::tails::Tails;
-use crate::TailError;
 
 /// How long the log may not take a batch before the source is shown as `retrying` and says why: a
 /// person who looks at a log that is away or full learns of it while he looks. Taking over again

@@ -28,9 +28,7 @@ use tailwater_kafka::Offset;
 
 use super::item::Item;
 use super::open::Open;
-use super::{
-    AssembleError, AssembleProblem, Assembler, Entry, Lane, Logged, SchemaUse, change_of,
-};
+use super::{AssembleError, AssembleProblem, Assembler, Entry, Lane, Logged, SchemaUse, change_of};
 
 /// The first record of a partition that is not taken.
 #[derive(Debug)]
@@ -139,9 +137,8 @@ impl Lane {
 
     /// Takes the head if it only says what is known by now.
     fn pass(&mut self, place: Place) {
-        let told = |head: &mut Head| {
-            matches!(head.what, What::Through { .. }) && head.place <= place
-        };
+        let told =
+            |head: &mut Head| matches!(head.what, What::Through { .. }) && head.place <= place;
         if let Some(head) = self.head.take_if(told) {
             self.through = self.through.max(head.place);
         }
@@ -369,7 +366,8 @@ impl Assembler {
             return false;
         }
         for lane in &mut self.lanes {
-            if let Some(Head { place, what: What::Through { committed_at_us, .. }, .. }) = &lane.head
+            if let Some(Head { place, what: What::Through { committed_at_us, .. }, .. }) =
+                &lane.head
                 && *place == end
                 && let Some(open) = &mut self.open
             {
@@ -470,9 +468,9 @@ impl Assembler {
             lane.head.as_ref().is_some_and(|head| head.message() == Some(message.as_slice()))
         };
         let lacks = self.lanes.iter().position(|lane| !has(lane));
-        let taken = Frame::parse(&value).map_err(AssembleProblem::Frame).and_then(|frame| {
-            Control::decode(frame.message).map_err(AssembleProblem::Decode)
-        });
+        let taken = Frame::parse(&value)
+            .map_err(AssembleProblem::Frame)
+            .and_then(|frame| Control::decode(frame.message).map_err(AssembleProblem::Decode));
         let control = match taken {
             Ok(control) => control,
             Err(problem) => return Err(self.refuse(at, problem)),
@@ -510,7 +508,8 @@ impl Assembler {
         lacking: usize,
         control: &Control<'_>,
     ) -> Result<(), AssembleError> {
-        let named = |lane: &Lane| lane.writer.map(|writer| (writer.producer_id, writer.producer_epoch));
+        let named =
+            |lane: &Lane| lane.writer.map(|writer| (writer.producer_id, writer.producer_epoch));
         let (writer, successor) = (named(&self.lanes[at]), named(&self.lanes[lacking]));
         if let (Some(writer), Some(successor)) = (writer, successor)
             && successor <= writer
@@ -524,7 +523,9 @@ impl Assembler {
         lane.head = None;
         let begins = matches!(
             control,
-            Control::SnapshotBegin { .. } | Control::SnapshotRest { .. } | Control::TableBegin { .. }
+            Control::SnapshotBegin { .. }
+                | Control::SnapshotRest { .. }
+                | Control::TableBegin { .. }
         );
         if begins {
             lane.void_from.get_or_insert(position);

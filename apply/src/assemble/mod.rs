@@ -162,7 +162,8 @@ impl Assembler {
     /// The unfinished transaction, if there is one. Of several partitions: or one of which some
     /// have more than others.
     pub fn unfinished(&self) -> Option<Place> {
-        let waits = || self.lanes.iter().find_map(|lane| lane.head.as_ref()).map(|head| head.place());
+        let waits =
+            || self.lanes.iter().find_map(|lane| lane.head.as_ref()).map(|head| head.place());
         self.open.as_ref().map(Open::place).or_else(waits)
     }
 

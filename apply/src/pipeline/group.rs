@@ -79,10 +79,7 @@ impl Group {
         while let Some(done) = self.running.try_join_next() {
             self.settle(done.ok().flatten());
         }
-        if !self.running.is_empty()
-            || self.is_committed()
-            || Instant::now() < self.due
-        {
+        if !self.running.is_empty() || self.is_committed() || Instant::now() < self.due {
             return;
         }
         self.due = Instant::now() + INTERVAL;

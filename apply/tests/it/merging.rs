@@ -350,7 +350,11 @@ fn any_interleaving_is_the_one_partition() {
         let expected = Reader::new(&one, rows).all(&mut rng, 0.0);
         let several = write(&mut rng, &history.several);
         assert_eq!(Reader::new(&several, rows).all(&mut rng, 0.0), expected, "seed {seed}");
-        assert_eq!(Reader::new(&several, rows).all(&mut rng, 0.2), expected, "seed {seed}, resumed");
+        assert_eq!(
+            Reader::new(&several, rows).all(&mut rng, 0.2),
+            expected,
+            "seed {seed}, resumed"
+        );
     }
 }
 

@@ -153,9 +153,8 @@ static CLOCK: AtomicI64 = AtomicI64::new(0);
 async fn a_partition_without_rows_hears_how_far_a_long_transaction_is() {
     let long = Transaction { commit: 900, ids: (0..40).collect(), text_length: 1 };
     let world = World::new(Script::new(vec![1], vec![long.clone()])).await;
-    let running = world.start_partitioned(COUNT, PartitionBy::Table, || {
-        CLOCK.fetch_add(400, Ordering::SeqCst)
-    });
+    let running = world
+        .start_partitioned(COUNT, PartitionBy::Table, || CLOCK.fetch_add(400, Ordering::SeqCst));
     running.reaches(900).await;
     running.stop().await;
     let mut with_rows = 0;

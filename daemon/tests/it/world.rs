@@ -27,7 +27,7 @@ pub(crate) struct World {
     /// Its progress stands on a server that other tests use too: a name of its own.
     pub(crate) pipeline: String,
     /// What else is said of the source.
-    source: &'static str,
+    pub(crate) source: &'static str,
 }
 
 impl World {
