@@ -211,7 +211,8 @@ impl System {
                 script.random_transaction(rng, 30);
                 let rows = |table| sorted(script.rows(table));
                 let rows = (0..self.schemas.len()).map(rows).collect();
-                self.states.lock().unwrap().insert(script.current(), rows);
+                let commit = script.log().last().unwrap().commit;
+                self.states.lock().unwrap().insert(commit, rows);
             }
         });
     }
@@ -341,8 +342,13 @@ async fn who_reads_one_of_several_partitions_is_seen() {
     let current = system.source.with(|script| script.current());
     capture.handle.probe();
     let mut status = apply.handle.watch();
-    let reached = |status: &Status| status.place.is_some_and(|place| place.commit >= current);
-    drop(status.wait_for(reached).await.unwrap());
+    // It goes to the end, or falls over what it has not.
+    let ended = |status: &Status| {
+        status.state == State::Stopped
+            || (status.caught_up && status.place.is_some_and(|place| place.commit >= current))
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), status.wait_for(ended)).await;
+    assert!(waited.is_ok(), "{:?}", apply.handle.status());
     let (source, target) = system.rows();
     assert_ne!(target, source);
 }
@@ -385,6 +391,7 @@ async fn a_writer_may_die_at_any_point_of_each_partition() {
     cuts.extend((0..24).map(|_| random(&mut rng)));
     for (seed, batches) in (base..).zip(cuts) {
         let system = System::partitioned(PARTITIONS, PartitionBy::Key);
+        system.target.record_history();
         let mut rng = SmallRng::seed_from_u64(seed);
         system.work(&mut rng, 10);
         let apply = system.apply().await;
@@ -408,5 +415,8 @@ async fn a_writer_may_die_at_any_point_of_each_partition() {
         system.work(&mut rng, 3);
         println!("seed {seed}, cut at {batches:?}");
         system.settle(&capture, &apply, seed).await;
+        system.work(&mut rng, 3);
+        system.settle(&capture, &apply, seed).await;
+        system.assert_whole(seed);
     }
 }
