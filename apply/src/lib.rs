@@ -14,8 +14,8 @@ mod plan_types;
 mod target;
 
 pub use assemble::{
-    AssembleError, AssembleProblem, Assembler, Item, Mark, Part, PartBounds, Resume, SchemaUse,
-    Writer,
+    AssembleError, AssembleProblem, Assembler, Item, Mark, Part, PartBounds, Position, Resume,
+    SchemaUse, Writer,
 };
 pub use error::TargetError;
 pub use metrics::{LATENCY_BOUNDS_SECONDS, LatencySnapshot, Metrics, MetricsSnapshot};

@@ -27,9 +27,10 @@ use crate::config::{Config, SnapshotMode};
 use crate::error::{Error, log};
 use crate::rest::BrokenOff;
 use crate::session::{Session, Why, unless_told};
-use crate::state::{Phase, STATE_KEY, State, VERSION};
+use crate::state::{PartitionState, Phase, STATE_KEY, State, VERSION};
 use crate::status::{CaptureHandle, CaptureState, ResyncOrder, Resyncs};
 use crate::tail::Tail;
+use crate::tails::Tails;
 use crate::take_over::{TakenOver, identity, take_over};
 use crate::writer::Writer;
 use crate::{
@@ -313,7 +314,7 @@ impl Capture {
         let connector = (snapshot.server(), snapshot.state());
         still_the_same(&taken.server, &connector.0)?;
         let state = self.write_state(&mut taken, Phase::Snapshot, &connector, begun, &[]).await?;
-        let (mut session, taken) = self.session(taken, epoch, None);
+        let (mut session, taken) = self.session(taken, epoch, false);
         session.keep(state);
         session.writer().snapshot_begin(snapshot.commit()).await?;
         if let Some(why) = session.snapshot(snapshot.as_mut(), shutdown).await? {
@@ -322,17 +323,19 @@ impl Capture {
         self.loaded(session, taken, snapshot, epoch, shutdown).await
     }
 
-    /// A session with the taken-over writer, and what remains of the take-over.
+    /// A session with the taken-over writer, and what remains of the take-over. `goes_on`: what the
+    /// log has of the stream is not wanted again.
     pub(crate) fn session(
         &self,
         taken: TakenOver,
         epoch: Epoch,
-        held: Option<Place>,
+        goes_on: bool,
     ) -> (Session<'_>, Taken) {
-        let TakenOver { producer, control, open_offset, server, .. } = taken;
+        let TakenOver { producer, control, tails, open_offsets, server, .. } = taken;
         let registry = self.registry.clone();
-        let writer = Writer::new(&self.config, registry, producer, control, epoch, held);
-        (Session::new(&self.config, &self.handle, writer), Taken { control, open_offset, server })
+        let held = if goes_on { tails.held() } else { vec![None; tails.len()] };
+        let writer = Writer::new(&self.config, registry, producer, control, epoch, &held);
+        (Session::new(&self.config, &self.handle, writer), Taken { control, open_offsets, server })
     }
 
     /// Every table is in the log: the stream goes on behind the snapshot.
@@ -354,7 +357,8 @@ impl Capture {
             control: taken.control,
             state: None,
             tail: Tail::At { place, whole: true },
-            open_offset: taken.open_offset,
+            tails: Tails::all(Tail::At { place, whole: true }, taken.open_offsets.len()),
+            open_offsets: taken.open_offsets,
             earlier_epoch: None,
             server: taken.server,
         };
@@ -389,7 +393,7 @@ impl Capture {
         }
         self.handle.writes(epoch);
         self.handle.set(CaptureState::Streaming, None);
-        let (mut session, _) = self.session(taken, epoch, held);
+        let (mut session, _) = self.session(taken, epoch, held.is_some());
         session.keep(state);
         session.held(held.map_or(Commit::ZERO, confirmable));
         // From now, without a position: the first one goes to the log at once.
@@ -405,21 +409,25 @@ impl Capture {
         finished: &[TableId],
     ) -> Result<State, Error> {
         let (producer_id, producer_epoch) = identity(&taken.producer);
+        let several = taken.open_offsets.len() > 1;
+        let inside = matches!(taken.tail, Tail::Snapshot { .. }) && !finished.is_empty();
         let state = State {
             version: VERSION,
             epoch: position.epoch,
             phase,
             server: connector.0.clone(),
             source_state: connector.1.clone(),
-            partitions: 1,
+            partitions: i32::try_from(taken.open_offsets.len()).unwrap_or(i32::MAX),
             filter: self.config.filter.clone(),
             place: position.place,
             whole: position.whole,
-            open_offset: taken.open_offset.get(),
+            open_offset: taken.open_offsets.first().map_or(0, |offset| offset.get()),
             producer_id,
             producer_epoch,
             finished: finished.to_vec(),
-            inside: matches!(taken.tail, Tail::Snapshot { .. }) && !finished.is_empty(),
+            inside,
+            partition_by: several.then_some(self.config.partition_by),
+            each: if several { each(taken, position, inside) } else { Vec::new() },
         };
         write_state(&self.config, &mut taken.producer, &state).await?;
         Ok(state)
@@ -433,6 +441,20 @@ struct Waits {
     retry: Duration,
     /// After it was fenced.
     truce: Duration,
+}
+
+/// What each of several partitions has, where all of them have everything up to `position`.
+fn each(taken: &TakenOver, position: Position, inside: bool) -> Vec<PartitionState> {
+    let begun = position.place != Place::default();
+    let of = |(tail, open_offset): (Tail, &Offset)| {
+        let (place, whole) = match tail.position() {
+            // A snapshot that begins makes nothing of what is before it.
+            Some((place, whole)) if begun && !inside && place > position.place => (place, whole),
+            _ => (position.place, position.whole),
+        };
+        PartitionState { open_offset: open_offset.get(), place, whole, inside }
+    };
+    taken.tails.iter().zip(&taken.open_offsets).map(of).collect()
 }
 
 /// What a take-over leads to.
@@ -457,7 +479,7 @@ pub(crate) struct Position {
 #[derive(Debug)]
 pub(crate) struct Taken {
     control: SchemaId,
-    open_offset: Offset,
+    open_offsets: Vec<Offset>,
     server: ServerIdentity,
 }
 

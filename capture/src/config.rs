@@ -1,5 +1,7 @@
 //! What capture is told.
 
+use crate::PartitionBy;
+
 /// When a source is snapshotted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SnapshotMode {
@@ -19,6 +21,10 @@ pub struct Config {
     pub source: String,
     /// Whether and when to snapshot.
     pub snapshot: SnapshotMode,
+    /// Partitions of the topic of changes, 1 or more: fixed as long as it has the topic.
+    pub partitions: usize,
+    /// Which of them a row goes to: fixed for an epoch.
+    pub partition_by: PartitionBy,
     /// Replicas of the topics, if they must be created.
     pub replication_factor: i16,
     /// The largest record value, in bytes, that goes into the topic in one piece.

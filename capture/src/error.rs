@@ -117,6 +117,17 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// Rows would go to other partitions than those that have their past.
+    #[error(
+        "the rows of this source are spread over the partitions by {found:?}, and the configuration \
+         says {wanted:?}: set partition_by back, or take a new snapshot with it: `tailwater resync`"
+    )]
+    PartitionBy {
+        /// What the log has.
+        found: crate::PartitionBy,
+        /// What is configured.
+        wanted: crate::PartitionBy,
+    },
     /// The connector broke its contract.
     #[error("the connector sent {0}")]
     Contract(&'static str),
@@ -145,9 +156,10 @@ impl Error {
                 tailwater_kafka::Disposition::Bug => Disposition::Bug,
             },
             Self::Registry { source, .. } => source.disposition(),
-            Self::Tail { .. } | Self::State { .. } | Self::SchemaChange { .. } => {
-                Disposition::Operator
-            }
+            Self::Tail { .. }
+            | Self::State { .. }
+            | Self::PartitionBy { .. }
+            | Self::SchemaChange { .. } => Disposition::Operator,
             Self::Schema { .. } | Self::Contract(_) => Disposition::Bug,
         }
     }

@@ -12,13 +12,16 @@ mod changes;
 mod config;
 mod error;
 mod hold;
+mod lane;
 mod reader;
 mod rest;
+mod routing;
 mod session;
 mod source;
 mod state;
 mod status;
 mod tail;
+mod tails;
 mod take_over;
 mod writer;
 
@@ -28,6 +31,7 @@ pub use changes::{Changes, Event, Image, RowEvent, TableSlot};
 pub use config::{Config, SnapshotMode};
 pub use error::{Error, SourceError};
 pub use reader::{ReadRow, TableReader, Wanted};
+pub use routing::PartitionBy;
 pub use source::{
     LOCK_LEASE, LockHolder, LockSession, Rest, Resume, ServerIdentity, Snapshot, SourceConnector,
     SourceLock, SourceState, Stream,

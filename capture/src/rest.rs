@@ -144,7 +144,7 @@ impl Capture {
             "the snapshot that broke off goes on"
         );
         let same = broken.is_at(&*rest);
-        let (mut session, taken) = self.session(taken, epoch, (!same).then(|| broken.held()));
+        let (mut session, taken) = self.session(taken, epoch, !same);
         session.keep(state);
         if same {
             session.writer().snapshot_again(broken.place)?;

@@ -171,7 +171,7 @@ impl<'a> Session<'a> {
         }
         self.writer.producer().drain().await.map_err(log("append"))?;
         saved.state.finished = self.writer.finished().to_vec();
-        (saved.state.place, saved.state.inside) = (place, true);
+        saved.state.reached(place, true);
         saved.at = Instant::now();
         self.writer.state(&saved.to, &saved.state)?;
         self.writer.producer().flush();
@@ -328,8 +328,7 @@ impl<'a> Session<'a> {
         if saved.at.elapsed() < STATE_INTERVAL || saved.state.place == place {
             return Ok(());
         }
-        saved.state.place = place;
-        saved.state.whole = true;
+        saved.state.reached(place, false);
         saved.state.server = stream.server();
         saved.state.source_state = stream.state();
         saved.at = Instant::now();

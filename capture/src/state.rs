@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tailwater_change::{Epoch, Place, TableId};
 
 use crate::tail::Tail;
-use crate::{ServerIdentity, SourceState};
+use crate::{PartitionBy, ServerIdentity, SourceState};
 
 /// The key of the open marker.
 pub(crate) const OPEN_KEY: &[u8] = b"open";
@@ -66,6 +66,23 @@ pub(crate) struct State {
     /// than in the stream.
     #[serde(default, skip_serializing_if = "is_false")]
     pub(crate) inside: bool,
+    /// What decides about the partition of a row, where there are several: fixed for an epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) partition_by: Option<PartitionBy>,
+    /// Where there are several partitions: what the fields above say of all of them, for each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) each: Vec<PartitionState>,
+}
+
+/// How far one of several partitions is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PartitionState {
+    pub(crate) open_offset: i64,
+    pub(crate) place: Place,
+    pub(crate) whole: bool,
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(crate) inside: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
@@ -74,7 +91,35 @@ fn is_false(value: &bool) -> bool {
 }
 
 impl State {
-    /// Where the log ends if nothing stands behind what this says.
+    /// How far a partition is if nothing stands in it behind what this says.
+    pub(crate) fn partition(&self, number: usize) -> PartitionState {
+        self.each.get(number).copied().unwrap_or(PartitionState {
+            open_offset: self.open_offset,
+            place: self.place,
+            whole: self.whole,
+            inside: self.inside,
+        })
+    }
+
+    /// Every partition has everything up to this place; with `inside`, everything before it. Some
+    /// may have more.
+    pub(crate) fn reached(&mut self, place: Place, inside: bool) {
+        (self.place, self.whole, self.inside) = (place, true, inside);
+        for partition in &mut self.each {
+            if inside || partition.inside || partition.place < place {
+                (partition.place, partition.whole, partition.inside) = (place, true, inside);
+            }
+        }
+    }
+
+    /// Whether it takes more than a moment to write it.
+    pub(crate) fn is_large(&self) -> bool {
+        self.source_state.0.len() >= LARGE
+    }
+}
+
+impl PartitionState {
+    /// Where the partition ends.
     pub(crate) fn tail(&self) -> Tail {
         if self.place == Place::default() {
             Tail::Unknown
@@ -83,11 +128,6 @@ impl State {
         } else {
             Tail::At { place: self.place, whole: self.whole }
         }
-    }
-
-    /// Whether it takes more than a moment to write it.
-    pub(crate) fn is_large(&self) -> bool {
-        self.source_state.0.len() >= LARGE
     }
 }
 
@@ -161,7 +201,7 @@ mod tests {
         assert_eq!(state.place, Place::new(Epoch::new(2), Commit::lsn(77), Ordinal::new(3)));
         assert_eq!(serde_json::to_string(&state).unwrap(), json);
         assert!(serde_json::from_str::<State>(&json.replace("whole", "half")).is_err());
-        assert_eq!(state.tail(), Tail::At { place: state.place, whole: false });
+        assert_eq!(state.partition(0).tail(), Tail::At { place: state.place, whole: false });
     }
 
     #[test]
@@ -169,7 +209,7 @@ mod tests {
         let json = r#"{"version":1,"epoch":1,"phase":"snapshot","server":"7 1","source_state":"{}","partitions":1,"filter":"public.*","place":{"epoch":1,"commit":{"file":0,"position":77},"ordinal":3},"whole":true,"open_offset":12,"producer_id":4,"producer_epoch":1,"finished":[{"schema":"public","name":"t"}],"inside":true}"#;
         let state: State = serde_json::from_str(json).unwrap();
         assert_eq!(state.finished, [TableId::new("public", "t")]);
-        assert_eq!(state.tail(), Tail::Snapshot { next: state.place });
+        assert_eq!(state.partition(0).tail(), Tail::Snapshot { next: state.place });
         assert_eq!(serde_json::to_string(&state).unwrap(), json);
     }
 

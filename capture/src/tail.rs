@@ -102,6 +102,7 @@ impl<'a> TailScan<'a> {
             | Control::SnapshotEnd { epoch, .. } => self.note(*epoch),
             Control::TableBegin { place, .. }
             | Control::TableEnd { place, .. }
+            | Control::Reached { place, .. }
             | Control::SchemaChange { place, .. } => self.note(place.epoch),
             Control::Chunk { .. } => {}
         }
@@ -121,6 +122,13 @@ impl<'a> TailScan<'a> {
                 self.tail = Tail::Snapshot { next };
             }
             Control::TableBegin { place: next, .. } | Control::TableEnd { place: next, .. } => {
+                self.tail = Tail::Snapshot { next };
+            }
+            Control::Reached { place, snapshot: false } => {
+                self.tail = Tail::At { place, whole: false };
+            }
+            Control::Reached { place, snapshot: true } => {
+                let next = Place { ordinal: place.ordinal.next(), ..place };
                 self.tail = Tail::Snapshot { next };
             }
             // A schema change stands in a transaction or between two: the rows around it say.

@@ -3,6 +3,11 @@
 //! One row is held back, encoded, until the next event shows whether it was the last of its
 //! transaction; so most transactions need no end marker. The writer knows which commit is complete
 //! with which record, and therefore what the log's acknowledgement allows to confirm.
+//!
+//! With several partitions ([`Lane`]) a row is held back in each. Those that have nothing of a
+//! transaction learn of its end all the same, in the same round: an end marker says that nothing of
+//! it, nor of what is before it, is to come, so one for the newest of the round is enough.
+//! Everything that is not a row goes to every partition, in one order.
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
@@ -11,17 +16,23 @@ use tailwater_change::{
     Chunks, Commit, Control, EnvelopeWriter, Epoch, Frame, Operation, Ordinal, Place, SchemaId,
     TableId, TableSchema, is_far_behind, key_schema_text, schema_text,
 };
-use tailwater_kafka::{PartitionHandle, PartitionId, Producer, RecordNumber, TopicPartition};
+use tailwater_kafka::{PartitionId, Producer, RecordNumber, TopicPartition};
 use tailwater_registry::Registry;
 
 use crate::changes::{Changes, Event, RowEvent, TableSlot};
 use crate::config::Config;
 use crate::error::{Error, log};
+use crate::lane::{Lane, Pending};
+use crate::routing::{PartitionBy, Route, Routing};
 use crate::state::{STATE_KEY, State};
 use crate::take_over::identity;
 
 /// Room in a record batch for its header, the record's own framing and its key.
 const RECORD_ROOM: usize = 4096;
+
+/// How long a partition may have nothing of a transaction that is being written before it is told
+/// how far that is: until then, who merges the partitions waits for it.
+const SILENCE_MS: i64 = 1_000;
 
 /// Writes one source's changes topic.
 #[derive(Debug)]
@@ -29,7 +40,9 @@ pub(crate) struct Writer {
     producer: Producer,
     registry: Registry,
     topic: String,
-    to: PartitionHandle,
+    /// The topic's partitions, by their number.
+    lanes: Vec<Lane>,
+    partition_by: PartitionBy,
     control: SchemaId,
     epoch: Epoch,
     clock: fn() -> i64,
@@ -38,16 +51,17 @@ pub(crate) struct Writer {
     chunk_bytes: usize,
     attempt: u64,
     slots: Vec<Option<Slot>>,
-    /// Rows at or below this are in the log already.
-    held: Option<Place>,
     /// Of a stream of which not everything is wanted.
     limit: Option<Limit>,
     /// Tables of the snapshot that are complete and stay so if it breaks off.
     finished: Vec<TableId>,
     open: Option<Open>,
-    pending: Pending,
     /// Commits complete in the log once every record below the number is acknowledged.
     awaiting: VecDeque<(RecordNumber, Commit)>,
+    /// Commits of this round, of which not every partition knows yet.
+    ended: Vec<Commit>,
+    /// When the newest of them was, on the source.
+    ended_at_us: Option<i64>,
     appended: Option<RecordNumber>,
     rows: u64,
 }
@@ -72,6 +86,7 @@ struct Open {
     base: Ordinal,
     next_ordinal: Ordinal,
     table_rows: u64,
+    snapshot: bool,
 }
 
 #[derive(Debug)]
@@ -79,17 +94,22 @@ struct Slot {
     schema: Arc<TableSchema>,
     value_id: SchemaId,
     key_id: Option<SchemaId>,
+    routing: Routing,
     /// Whether its rows are not wanted.
     aside: bool,
 }
 
-/// The row that waits for what follows it.
-#[derive(Debug, Default)]
-struct Pending {
-    there: bool,
-    key: Vec<u8>,
-    has_key: bool,
-    value: Vec<u8>,
+/// A row as it goes into one partition.
+struct Record<'a> {
+    operation: Operation,
+    place: Place,
+    committed_at_us: Option<i64>,
+    value_id: SchemaId,
+    /// With the id of its schema; none for tables without one.
+    key: Option<(SchemaId, &'a [u8])>,
+    before: Option<(&'a [u8], bool)>,
+    after: Option<&'a [u8]>,
+    unsent: &'a [u32],
 }
 
 /// What the loop must know of the events it gave.
@@ -114,30 +134,36 @@ impl Writer {
         mut producer: Producer,
         control: SchemaId,
         epoch: Epoch,
-        held: Option<Place>,
+        held: &[Option<Place>],
     ) -> Self {
         let (producer_id, producer_epoch) = identity(&producer);
         let topic = config.topic();
-        let to = producer.register(&TopicPartition::new(topic.clone(), PartitionId::new(0)));
+        let now_ms = (config.clock)();
+        let mut lane = |(partition, held): (i32, &Option<Place>)| {
+            let partition = TopicPartition::new(topic.clone(), PartitionId::new(partition));
+            Lane::new(producer.register(&partition), *held, now_ms)
+        };
+        let lanes = (0..).zip(held).map(&mut lane).collect();
         Self {
             producer,
             registry,
             topic,
-            to,
+            lanes,
+            partition_by: config.partition_by,
             control,
             epoch,
             clock: config.clock,
-            now_ms: (config.clock)(),
+            now_ms,
             chunk_bytes: config.max_record_bytes.saturating_sub(RECORD_ROOM).max(1),
             // No other attempt has this producer's id and epoch.
             attempt: (producer_id << 48) | ((producer_epoch & 0xFFFF) << 32),
             slots: Vec::new(),
-            held,
             limit: None,
             finished: Vec::new(),
             open: None,
-            pending: Pending::default(),
             awaiting: VecDeque::new(),
+            ended: Vec::new(),
+            ended_at_us: None,
             appended: None,
             rows: 0,
         }
@@ -229,6 +255,9 @@ impl Writer {
                 }
             }
         }
+        if self.lanes.len() > 1 {
+            self.tell_lanes().await?;
+        }
         written.is_far_behind = is_far_behind(self.now_ms.saturating_mul(1000), newest_us);
         Ok(written)
     }
@@ -246,8 +275,7 @@ impl Writer {
 
     /// Begins the synthetic transaction of a snapshot.
     pub(crate) async fn snapshot_begin(&mut self, commit: Commit) -> Result<(), Error> {
-        self.now_ms = (self.clock)();
-        self.begin(commit, None)?;
+        self.begin_part(commit)?;
         self.marker(&Control::SnapshotBegin { epoch: self.epoch, commit }).await
     }
 
@@ -259,17 +287,24 @@ impl Writer {
 
     /// Begins the rest of a snapshot that was cut.
     pub(crate) async fn snapshot_rest(&mut self, commit: Commit) -> Result<(), Error> {
-        self.now_ms = (self.clock)();
-        self.begin(commit, None)?;
+        self.begin_part(commit)?;
         self.marker(&Control::SnapshotRest { epoch: self.epoch, commit }).await
     }
 
     /// Goes on in the snapshot that is open in the log: its next row gets the place `next`.
     pub(crate) fn snapshot_again(&mut self, next: Place) -> Result<(), Error> {
-        self.now_ms = (self.clock)();
-        self.begin(next.commit, None)?;
+        self.begin_part(next.commit)?;
         if let Some(open) = &mut self.open {
             (open.base, open.next_ordinal) = (next.ordinal, next.ordinal);
+        }
+        Ok(())
+    }
+
+    fn begin_part(&mut self, commit: Commit) -> Result<(), Error> {
+        self.now_ms = (self.clock)();
+        self.begin(commit, None)?;
+        if let Some(open) = &mut self.open {
+            open.snapshot = true;
         }
         Ok(())
     }
@@ -278,6 +313,9 @@ impl Writer {
     pub(crate) async fn idle(&mut self, commit: Commit) -> Result<(), Error> {
         self.now_ms = (self.clock)();
         self.marker(&Control::Idle { epoch: self.epoch, commit }).await?;
+        for lane in &mut self.lanes {
+            lane.tell(Place::end_of(self.epoch, commit), self.now_ms);
+        }
         self.await_acknowledgement(commit);
         Ok(())
     }
@@ -299,7 +337,9 @@ impl Writer {
 
     /// Whether the log has acknowledged all that was given to this writer, and it was whole.
     pub(crate) fn is_settled(&self) -> bool {
-        self.open.is_none() && !self.pending.there && self.awaiting.is_empty()
+        self.open.is_none()
+            && self.lanes.iter().all(|lane| !lane.pending.there)
+            && self.awaiting.is_empty()
     }
 
     async fn bind(&mut self, slot: TableSlot, schema: &Arc<TableSchema>) -> Result<(), Error> {
@@ -315,7 +355,9 @@ impl Writer {
             self.slots.resize_with(slot.0 + 1, || None);
         }
         let aside = self.limit.as_ref().is_some_and(|limit| !limit.tables.contains(table));
-        self.slots[slot.0] = Some(Slot { schema: Arc::clone(schema), value_id, key_id, aside });
+        let routing = Routing::of(self.partition_by, self.lanes.len(), schema);
+        let schema = Arc::clone(schema);
+        self.slots[slot.0] = Some(Slot { schema, value_id, key_id, routing, aside });
         Ok(())
     }
 
@@ -337,7 +379,11 @@ impl Writer {
             base: Ordinal::ZERO,
             next_ordinal: Ordinal::ZERO,
             table_rows: 0,
+            snapshot: false,
         });
+        for lane in &mut self.lanes {
+            lane.rows = 0;
+        }
         Ok(())
     }
 
@@ -349,41 +395,80 @@ impl Writer {
         let place = Place::new(self.epoch, open.commit, ordinal);
         let committed_at_us = open.committed_at_us;
         open.next_ordinal = ordinal.next();
-        if matches!(self.slots.get(row.slot.0), Some(Some(slot)) if slot.aside) {
+        let Some(Some(slot)) = self.slots.get(row.slot.0) else {
+            return Err(Error::Contract("a row of a table that has no schema"));
+        };
+        if slot.aside {
             return Ok(());
         }
         open.rows += 1;
         open.table_rows += 1;
-        if self.held.is_some_and(|held| place <= held) {
+        let key_id = slot.key_id.filter(|_| row.operation != Operation::Truncate);
+        let record = Record {
+            operation: row.operation,
+            place,
+            committed_at_us,
+            value_id: slot.value_id,
+            key: key_id.map(|id| (id, changes.image(&row.key))),
+            before: row.before.as_ref().map(|before| (changes.image(before), row.before_full)),
+            after: row.after.as_ref().map(|after| changes.image(after)),
+            unsent: changes.unsent(&row.unsent),
+        };
+        if self.lanes.len() == 1 {
+            return self.put(0, &record).await;
+        }
+        let route = slot.routing.route(&slot.schema, changes, row);
+        match route.map_err(|_error| Error::Contract("an old row that does not decode"))? {
+            Route::To(lane) => self.put(lane, &record).await,
+            Route::Moved { from, key, to } => {
+                let gone = Record {
+                    operation: Operation::Delete,
+                    key: key_id.map(|id| (id, key.as_ref())),
+                    after: None,
+                    ..record
+                };
+                self.put(from, &gone).await?;
+                let come = Record { operation: Operation::Insert, before: None, ..record };
+                self.put(to, &come).await
+            }
+        }
+    }
+
+    /// Gives the row to a partition, unless that has it.
+    async fn put(&mut self, at: usize, record: &Record<'_>) -> Result<(), Error> {
+        let lane = &mut self.lanes[at];
+        lane.rows += 1;
+        if lane.holds(record.place) {
             return Ok(());
         }
-        self.flush_pending().await?;
-        let Some(Some(slot)) = self.slots.get(row.slot.0) else {
-            return Err(Error::Contract("a row of a table that has no schema"));
-        };
-        let pending = &mut self.pending;
+        self.flush_pending(at).await?;
+        let now_ms = self.now_ms;
+        let lane = &mut self.lanes[at];
+        lane.tell(record.place, now_ms);
+        let pending = &mut lane.pending;
         pending.there = true;
         pending.value.clear();
-        pending.value.extend_from_slice(&Frame::prefix(slot.value_id));
+        pending.value.extend_from_slice(&Frame::prefix(record.value_id));
+        let (operation, at_us) = (record.operation, record.committed_at_us);
         let mut envelope =
-            EnvelopeWriter::begin(&mut pending.value, row.operation, place, committed_at_us);
-        envelope.unsent(changes.unsent(&row.unsent));
-        if let Some(before) = &row.before {
-            envelope.before(changes.image(before), row.before_full);
+            EnvelopeWriter::begin(&mut pending.value, operation, record.place, at_us);
+        envelope.unsent(record.unsent);
+        if let Some((before, full)) = record.before {
+            envelope.before(before, full);
         }
-        if let Some(after) = &row.after {
-            envelope.after(changes.image(after));
+        if let Some(after) = record.after {
+            envelope.after(after);
         }
         pending.key.clear();
-        pending.has_key = slot.key_id.is_some() && row.operation != Operation::Truncate;
-        if let Some(key_id) = slot.key_id {
-            pending.key.extend_from_slice(&Frame::prefix(key_id));
-            pending.key.extend_from_slice(changes.image(&row.key));
+        pending.has_key = record.key.is_some();
+        if let Some((id, key)) = record.key {
+            pending.key.extend_from_slice(&Frame::prefix(id));
+            pending.key.extend_from_slice(key);
         }
         self.rows += 1;
-        if self.pending.value.len() > self.chunk_bytes {
+        if self.lanes[at].pending.value.len() > self.chunk_bytes {
             // Held back it would be in memory beside the next one: it gets an end marker instead.
-            self.flush_pending().await?;
+            self.flush_pending(at).await?;
         }
         Ok(())
     }
@@ -394,24 +479,78 @@ impl Writer {
         let Some(open) = self.open.take() else {
             return Err(Error::Contract("the end of no transaction"));
         };
-        if self.pending.there {
-            EnvelopeWriter::resume(&mut self.pending.value).last(transaction);
-            self.flush_pending().await?;
-        } else if open.rows == 0 {
+        if open.rows == 0 {
             return Ok(Some(open.commit));
-        } else if self.held.is_none_or(|held| held < Place::end_of(self.epoch, open.commit)) {
-            // Every row was in the log, but perhaps not the end: say it, twice does no harm.
-            self.marker(&Control::End {
-                epoch: self.epoch,
-                commit: open.commit,
-                committed_at_us: open.committed_at_us,
-                transaction,
-                rows: open.rows,
-            })
-            .await?;
         }
-        self.await_acknowledgement(open.commit);
+        let end = Place::end_of(self.epoch, open.commit);
+        for at in 0..self.lanes.len() {
+            let lane = &mut self.lanes[at];
+            if lane.pending.there {
+                EnvelopeWriter::resume(&mut lane.pending.value).last(transaction);
+                lane.tell(end, self.now_ms);
+                self.flush_pending(at).await?;
+            } else if lane.rows > 0 && !lane.holds(end) {
+                // Every row was in the log, but perhaps not the end: say it, twice does no harm.
+                let rows = lane.rows;
+                self.end_marker(at, open.commit, open.committed_at_us, transaction, rows)?;
+            }
+        }
+        if self.lanes.len() == 1 {
+            self.await_acknowledgement(open.commit);
+        } else {
+            self.ended.push(open.commit);
+            self.ended_at_us = open.committed_at_us;
+        }
         Ok(None)
+    }
+
+    fn end_marker(
+        &mut self,
+        lane: usize,
+        commit: Commit,
+        committed_at_us: Option<i64>,
+        transaction: Option<&str>,
+        rows: u64,
+    ) -> Result<(), Error> {
+        let epoch = self.epoch;
+        let end = Control::End { epoch, commit, committed_at_us, transaction, rows };
+        self.lanes[lane].tell(Place::end_of(epoch, commit), self.now_ms);
+        self.marker_to(lane, &end)
+    }
+
+    /// The end of a round: no partition is left without word of what the others have.
+    async fn tell_lanes(&mut self) -> Result<(), Error> {
+        self.tell_ends()?;
+        let Some(open) = &self.open else { return Ok(()) };
+        let (Some(ordinal), snapshot) = (open.next_ordinal.before(), open.snapshot) else {
+            return Ok(());
+        };
+        let place = Place::new(self.epoch, open.commit, ordinal);
+        for at in 0..self.lanes.len() {
+            let lane = &mut self.lanes[at];
+            if lane.knows(place) || lane.silent_ms(self.now_ms) < SILENCE_MS {
+                continue;
+            }
+            self.flush_pending(at).await?;
+            self.lanes[at].tell(place, self.now_ms);
+            self.marker_to(at, &Control::Reached { place, snapshot })?;
+        }
+        Ok(())
+    }
+
+    /// Says the newest end to the partitions that had nothing of its transaction.
+    fn tell_ends(&mut self) -> Result<(), Error> {
+        let Some(&newest) = self.ended.last() else { return Ok(()) };
+        let end = Place::end_of(self.epoch, newest);
+        for at in 0..self.lanes.len() {
+            if !self.lanes[at].knows(end) {
+                self.end_marker(at, newest, self.ended_at_us, None, 0)?;
+            }
+        }
+        for commit in std::mem::take(&mut self.ended) {
+            self.await_acknowledgement(commit);
+        }
+        Ok(())
     }
 
     async fn schema_change(&mut self, table: &TableId, description: &str) -> Result<(), Error> {
@@ -420,6 +559,7 @@ impl Writer {
             .as_ref()
             .map_or((Commit::ZERO, Ordinal::ZERO), |open| (open.commit, open.next_ordinal));
         let place = Place::new(self.epoch, commit, ordinal);
+        self.tell_ends()?;
         self.marker(&Control::SchemaChange { place, table: table.clone(), description }).await?;
         self.producer.drain().await.map_err(log("append"))?;
         Err(Error::SchemaChange { table: table.clone(), description: description.to_owned() })
@@ -462,6 +602,11 @@ impl Writer {
         let Some(open) = self.open.take() else {
             return Err(Error::Contract("the end of no snapshot"));
         };
+        if self.lanes.len() > 1 {
+            // Where one partition has the end, all of them have all rows.
+            self.flush_all().await?;
+            self.producer.drain().await.map_err(log("append"))?;
+        }
         self.marker(&Control::SnapshotEnd { epoch: self.epoch, commit: open.commit }).await
     }
 
@@ -471,32 +616,47 @@ impl Writer {
         }
     }
 
+    /// Says it to every partition.
     async fn marker(&mut self, control: &Control<'_>) -> Result<(), Error> {
-        self.flush_pending().await?;
-        let mut value = Frame::prefix(self.control).to_vec();
-        control.encode(&mut value);
-        self.append(None, &value)
-    }
-
-    /// Appends the row that was held back.
-    async fn flush_pending(&mut self) -> Result<(), Error> {
-        if !self.pending.there {
-            return Ok(());
+        self.flush_all().await?;
+        for at in 0..self.lanes.len() {
+            self.marker_to(at, control)?;
         }
-        let mut pending = std::mem::take(&mut self.pending);
-        let key = pending.has_key.then_some(pending.key.as_slice());
-        if key.map_or(0, <[u8]>::len) + pending.value.len() > self.chunk_bytes {
-            self.append_chunks(&pending.value).await?;
-            pending.value = Vec::new();
-        } else {
-            self.append(key, &pending.value)?;
-        }
-        pending.there = false;
-        self.pending = pending;
         Ok(())
     }
 
-    async fn append_chunks(&mut self, value: &[u8]) -> Result<(), Error> {
+    fn marker_to(&mut self, lane: usize, control: &Control<'_>) -> Result<(), Error> {
+        let mut value = Frame::prefix(self.control).to_vec();
+        control.encode(&mut value);
+        self.append(lane, None, &value)
+    }
+
+    async fn flush_all(&mut self) -> Result<(), Error> {
+        for at in 0..self.lanes.len() {
+            self.flush_pending(at).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends the row that was held back.
+    async fn flush_pending(&mut self, lane: usize) -> Result<(), Error> {
+        if !self.lanes[lane].pending.there {
+            return Ok(());
+        }
+        let mut pending: Pending = std::mem::take(&mut self.lanes[lane].pending);
+        let key = pending.has_key.then_some(pending.key.as_slice());
+        if key.map_or(0, <[u8]>::len) + pending.value.len() > self.chunk_bytes {
+            self.append_chunks(lane, &pending.value).await?;
+            pending.value = Vec::new();
+        } else {
+            self.append(lane, key, &pending.value)?;
+        }
+        pending.there = false;
+        self.lanes[lane].pending = pending;
+        Ok(())
+    }
+
+    async fn append_chunks(&mut self, lane: usize, value: &[u8]) -> Result<(), Error> {
         self.attempt += 1;
         let mut record = Vec::new();
         for chunk in Chunks::new(value, self.chunk_bytes, self.attempt) {
@@ -504,7 +664,7 @@ impl Writer {
             record.clear();
             record.extend_from_slice(&Frame::prefix(self.control));
             chunk.encode(&mut record);
-            self.append(None, &record)?;
+            self.append(lane, None, &record)?;
         }
         Ok(())
     }
@@ -520,9 +680,9 @@ impl Writer {
         Ok(())
     }
 
-    fn append(&mut self, key: Option<&[u8]>, value: &[u8]) -> Result<(), Error> {
-        let number =
-            self.producer.append(self.to, key, &[value], self.now_ms).map_err(log("append"))?;
+    fn append(&mut self, lane: usize, key: Option<&[u8]>, value: &[u8]) -> Result<(), Error> {
+        let to = self.lanes[lane].to;
+        let number = self.producer.append(to, key, &[value], self.now_ms).map_err(log("append"))?;
         self.appended = Some(number);
         Ok(())
     }

@@ -17,6 +17,7 @@
 //! | 9 | chunk | 1 attempt, 2 index, 3 last, 4 bytes |
 //! | 10 | snapshot cut | 1 epoch, 2 file, 3 position |
 //! | 11 | snapshot rest | 1 epoch, 2 file, 3 position |
+//! | 12 | reached | 1 epoch, 2 file, 3 position, 4 ordinal, 5 snapshot |
 
 use crate::proto::{
     DecodeError, Field, Fields, put_bytes, put_tag, put_uint, put_varint, unzigzag, zigzag,
@@ -43,6 +44,7 @@ message Control {
     Chunk chunk = 9;
     Position snapshot_cut = 10;
     Position snapshot_rest = 11;
+    Reached reached = 12;
   }
 }
 
@@ -92,6 +94,14 @@ message Chunk {
   uint64 index = 2;
   bool last = 3;
   bytes data = 4;
+}
+
+message Reached {
+  uint64 epoch = 1;
+  uint64 file = 2;
+  uint64 position = 3;
+  uint64 ordinal = 4;
+  bool snapshot = 5;
 }
 "#;
 
@@ -194,6 +204,14 @@ pub enum Control<'a> {
         /// The statement, or what differs.
         description: &'a str,
     },
+    /// With several partitions: this one has everything up to and including this place of the
+    /// transaction (or snapshot) that is being written. What others have of it need not wait.
+    Reached {
+        /// Inclusive.
+        place: Place,
+        /// Whether it is a snapshot's.
+        snapshot: bool,
+    },
     /// A piece of a record too large for one.
     Chunk {
         /// Which record: no other attempt to write it has the same number.
@@ -268,6 +286,11 @@ impl<'a> Control<'a> {
                 put_position(&mut body, *epoch, *commit);
                 11
             }
+            Self::Reached { place, snapshot } => {
+                put_place(&mut body, *place);
+                put_uint(&mut body, 5, u64::from(*snapshot));
+                12
+            }
             Self::Chunk { attempt, index, last, data } => {
                 return encode_chunk(out, *attempt, *index, *last, data);
             }
@@ -325,6 +348,7 @@ impl<'a> Control<'a> {
             },
             10 => Self::SnapshotCut { epoch: body.epoch(1)?, commit: body.commit()? },
             11 => Self::SnapshotRest { epoch: body.epoch(1)?, commit: body.commit()? },
+            12 => Self::Reached { place: body.place()?, snapshot: body.uint(5)? != 0 },
             field => return Err(DecodeError::UnknownField { field }),
         })
     }
@@ -439,6 +463,8 @@ mod tests {
             Control::SnapshotEnd { epoch, commit },
             Control::SnapshotCut { epoch, commit },
             Control::SnapshotRest { epoch, commit },
+            Control::Reached { place, snapshot: true },
+            Control::Reached { place, snapshot: false },
             Control::SchemaChange {
                 place,
                 table: TableId::new("public", "orders"),
@@ -456,8 +482,11 @@ mod tests {
     /// Records of an earlier version name its text, and are still there after an upgrade.
     #[test]
     fn a_schema_of_control_records_is_known_in_every_version() {
-        let before = CONTROL_SCHEMA
-            .replace("    Position snapshot_cut = 10;\n    Position snapshot_rest = 11;\n", "");
+        let before = CONTROL_SCHEMA.replace(
+            "    Position snapshot_cut = 10;\n    Position snapshot_rest = 11;\n    Reached \
+             reached = 12;\n",
+            "",
+        );
         assert_ne!(before, CONTROL_SCHEMA);
         assert!(is_control_schema(CONTROL_SCHEMA) && is_control_schema(&before));
         let table = crate::schema_text(&crate::TableSchema {

@@ -123,6 +123,15 @@ impl Ordinal {
     pub const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
+
+    /// The ordinal before this one; none before the first.
+    #[must_use]
+    pub const fn before(self) -> Option<Self> {
+        match self.0.checked_sub(1) {
+            Some(number) => Some(Self(number)),
+            None => None,
+        }
+    }
 }
 
 impl fmt::Display for Ordinal {

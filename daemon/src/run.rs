@@ -277,6 +277,8 @@ fn start_sources(
                 SnapshotChoice::Never => SnapshotMode::Never,
                 SnapshotChoice::Only => SnapshotMode::Only,
             },
+            partitions: section.partitions,
+            partition_by: section.partition_by,
             replication_factor,
             max_record_bytes: MAX_RECORD_BYTES,
             in_flight_bytes: (share / 2).clamp(1 << 20, 32 << 20),

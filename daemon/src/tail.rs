@@ -1,12 +1,15 @@
 //! A source's changes as JSON lines.
 
+use std::future::poll_fn;
+use std::task::Poll;
+
 use anyhow::{Context, bail};
 use serde_json::{Map, Value as Json, json};
 use tailwater_change::{
     ChunkJoiner, Control, Envelope, Frame, Operation, RowReader, TableSchema, Value,
 };
 use tailwater_kafka::{
-    Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, TopicPartition,
+    Limits, OffsetAt, PartitionId, PartitionReader, ReaderConfig, RecordBatch, TopicPartition,
 };
 
 use crate::app::App;
@@ -15,37 +18,38 @@ use crate::schemas::Schemas;
 /// Reads one source's topic and prints what it says.
 #[derive(Debug)]
 pub(crate) struct Tail {
-    reader: PartitionReader,
+    /// One for each partition.
+    readers: Vec<(PartitionReader, ChunkJoiner)>,
     schemas: Schemas,
-    joiner: ChunkJoiner,
 }
 
 /// The largest row that `tail` prints.
 const LARGEST_ROW: usize = 256 << 20;
 
 impl Tail {
-    /// From `from` on: an offset, `start` or `end`.
+    /// From `from` on: an offset, `start` or `end`. Of several partitions each is read by itself.
     ///
     /// # Errors
     /// There is no such topic, or `from` is none of these.
     pub(crate) async fn open(app: &App, source: &str, from: &str) -> anyhow::Result<Self> {
-        if app.client.topic(source).await?.is_none() {
+        let Some(topic) = app.client.topic(source).await? else {
             bail!("there is no source {source:?} in the log");
-        }
-        let partition = TopicPartition::new(source.to_owned(), PartitionId::new(0));
-        let at = |at| app.client.list_offsets(source, PartitionId::new(0), at);
-        let from = match from {
-            "start" => at(OffsetAt::Earliest).await?,
-            "end" => at(OffsetAt::Latest).await?,
-            number => tailwater_kafka::Offset::new(
-                number.parse().with_context(|| format!("{number:?} is no offset"))?,
-            ),
         };
-        Ok(Self {
-            reader: app.client.reader(ReaderConfig::new(partition, from)),
-            schemas: Schemas::new(&app.registry),
-            joiner: ChunkJoiner::new(LARGEST_ROW),
-        })
+        let mut readers = Vec::new();
+        for partition in (0..topic.partitions).map(PartitionId::new) {
+            let at = |at| app.client.list_offsets(source, partition, at);
+            let from = match from {
+                "start" => at(OffsetAt::Earliest).await?,
+                "end" => at(OffsetAt::Latest).await?,
+                number => tailwater_kafka::Offset::new(
+                    number.parse().with_context(|| format!("{number:?} is no offset"))?,
+                ),
+            };
+            let partition = TopicPartition::new(source.to_owned(), partition);
+            let reader = app.client.reader(ReaderConfig::new(partition, from));
+            readers.push((reader, ChunkJoiner::new(LARGEST_ROW)));
+        }
+        Ok(Self { readers, schemas: Schemas::new(&app.registry) })
     }
 
     /// The next records, a line each; waits while there is none.
@@ -54,16 +58,20 @@ impl Tail {
     /// The log cannot be read, or a record is not ours.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Vec<String>> {
         let mut lines = Vec::new();
-        for batch in self.reader.next().await? {
+        let (partition, batches) = self.read().await?;
+        for batch in batches {
             for record in batch.records(Limits::default())? {
                 let record = record?;
                 let value = record.value.as_deref().unwrap_or_default();
                 let offset = record.offset.get();
                 let line = self
-                    .line(offset, value)
+                    .line(partition, offset, value)
                     .await
                     .with_context(|| format!("record at offset {offset}"))?;
-                if let Some(line) = line {
+                if let Some(mut line) = line {
+                    if self.readers.len() > 1 {
+                        line["partition"] = json!(partition);
+                    }
                     lines.push(line.to_string());
                 }
             }
@@ -71,13 +79,35 @@ impl Tail {
         Ok(lines)
     }
 
-    async fn line(&mut self, offset: i64, value: &[u8]) -> anyhow::Result<Option<Json>> {
+    /// Of whichever partition has some first.
+    async fn read(&mut self) -> anyhow::Result<(usize, Vec<RecordBatch>)> {
+        let readers = self.readers.iter_mut().enumerate();
+        let mut reads: Vec<_> =
+            readers.map(|(at, (reader, _))| (at, Box::pin(reader.next()))).collect();
+        poll_fn(|context| {
+            for (partition, read) in &mut reads {
+                if let Poll::Ready(batches) = read.as_mut().poll(context) {
+                    return Poll::Ready(Ok((*partition, batches?)));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn line(
+        &mut self,
+        partition: usize,
+        offset: i64,
+        value: &[u8],
+    ) -> anyhow::Result<Option<Json>> {
         let frame = Frame::parse(value)?;
         match self.schemas.table(frame.schema).await? {
             Some(schema) => Ok(Some(change(offset, &schema, frame.message)?)),
             None => match Control::decode(frame.message)? {
                 Control::Chunk { attempt, index, last, data } => {
-                    let Some(whole) = self.joiner.push(attempt, index, last, data)? else {
+                    let (_, joiner) = &mut self.readers[partition];
+                    let Some(whole) = joiner.push(attempt, index, last, data)? else {
                         return Ok(None);
                     };
                     let frame = Frame::parse(&whole)?;
@@ -174,6 +204,7 @@ fn control(offset: i64, control: &Control<'_>) -> Json {
         Control::SchemaChange { place, table, description } => {
             ("schema_change", format!("{place} {table}: {description}"))
         }
+        Control::Reached { place, .. } => ("reached", place.to_string()),
         Control::Chunk { attempt, index, .. } => ("chunk", format!("{attempt}.{index}")),
     };
     json!({ "offset": offset, "marker": marker, "place": place })

@@ -3,7 +3,7 @@
 use tailwater_change::{Commit, Control, Ordinal, Place, TableId};
 
 use super::open::Open;
-use super::{AssembleProblem, Assembler, Entry, Item, Mark, Writer};
+use super::{AssembleProblem, Assembler, Entry, Item, Lane, Mark, Writer};
 
 impl Assembler {
     pub(super) fn take_control(
@@ -12,18 +12,31 @@ impl Assembler {
         entry: &Entry,
     ) -> Result<(), AssembleProblem> {
         if let Control::Open { producer_id, producer_epoch, server, .. } = control {
-            if self.take_open(*producer_id, *producer_epoch, entry) {
+            if self.lanes[entry.lane].take_open(*producer_id, *producer_epoch, entry) {
                 self.ready.push_back(Item::Opened { server: (*server).to_owned() });
             }
             return Ok(());
         }
-        if !self.counts(entry.producer) {
+        let lane = &mut self.lanes[entry.lane];
+        if !lane.counts(entry.producer) {
             return Ok(());
         }
-        if let Control::Chunk { attempt, index, last, data } = control {
-            return self.take_chunk(*attempt, *index, *last, data, entry);
+        if let Control::Chunk { .. } = control {
+            return match lane.take_chunk(control, entry)? {
+                Some(joined) => self.take(joined),
+                None => Ok(()),
+            };
         }
-        self.joiner.reset();
+        lane.joiner.reset();
+        self.take_marker(control, entry)
+    }
+
+    /// What is neither who writes nor a piece of a row.
+    pub(super) fn take_marker(
+        &mut self,
+        control: &Control<'_>,
+        entry: &Entry,
+    ) -> Result<(), AssembleProblem> {
         match control {
             Control::End { epoch, commit, committed_at_us, .. } => {
                 self.take_end(Place::end_of(*epoch, *commit), *committed_at_us, entry)
@@ -46,7 +59,7 @@ impl Assembler {
             }
             Control::TableBegin { place, schema } => {
                 if self.in_snapshot(*place)? {
-                    self.flush(false, entry.from);
+                    self.flush(false, Some(entry.from));
                     let mark = self.mark_here();
                     let (schema, begin) = (*schema, *place);
                     self.ready.push_back(Item::TableBegin { schema, begin, mark });
@@ -55,7 +68,7 @@ impl Assembler {
             }
             Control::TableEnd { place, schema, .. } => {
                 if self.in_snapshot(*place)? {
-                    self.flush(false, entry.from);
+                    self.flush(false, Some(entry.from));
                     let mark = self.mark_here();
                     self.ready.push_back(Item::TableEnd { schema: *schema, mark });
                 }
@@ -70,52 +83,9 @@ impl Assembler {
             Control::SchemaChange { place, table, description } => {
                 self.change_schema(*place, table, description, entry)
             }
-            Control::Open { .. } | Control::Chunk { .. } => Ok(()),
+            // One partition alone has nothing to be told.
+            Control::Open { .. } | Control::Chunk { .. } | Control::Reached { .. } => Ok(()),
         }
-    }
-
-    /// A new writer, if it is one. Its own older self, late, does not come back; in a copy of the
-    /// log that another producer wrote, batches name nobody we know, and places alone decide.
-    fn take_open(&mut self, producer_id: u64, producer_epoch: u64, entry: &Entry) -> bool {
-        let named = i64::try_from(producer_id).ok().zip(i16::try_from(producer_epoch).ok());
-        let opened =
-            named.map(|(producer_id, producer_epoch)| Writer { producer_id, producer_epoch });
-        if opened != Some(entry.producer) {
-            self.writer = None;
-            self.joiner.reset();
-            return true;
-        }
-        let late = self.writer.is_some_and(|writer| {
-            writer.producer_id == entry.producer.producer_id
-                && writer.producer_epoch > entry.producer.producer_epoch
-        });
-        if !late {
-            self.writer = opened;
-            self.joiner.reset();
-        }
-        !late
-    }
-
-    fn take_chunk(
-        &mut self,
-        attempt: u64,
-        index: u64,
-        last: bool,
-        data: &[u8],
-        entry: &Entry,
-    ) -> Result<(), AssembleProblem> {
-        if entry.joined {
-            return Err(AssembleProblem::NestedChunk);
-        }
-        if index == 0 {
-            self.joining_from = entry.at;
-        }
-        let whole = self.joiner.push(attempt, index, last, data).map_err(AssembleProblem::Chunk)?;
-        if let Some(value) = whole {
-            let (from, at, producer) = (self.joining_from, entry.at, entry.producer);
-            self.take(Entry { from, at, value: value.into(), joined: true, producer })?;
-        }
-        Ok(())
     }
 
     fn take_end(
@@ -130,7 +100,7 @@ impl Assembler {
         self.void_before(place)?;
         let open = self.open.get_or_insert_with(|| Open::transaction(place, entry.from));
         open.committed_at(committed_at_us);
-        self.flush(true, self.next_offset);
+        self.flush(true, None);
         Ok(())
     }
 
@@ -149,7 +119,7 @@ impl Assembler {
         if !between {
             self.void_before(place)?;
         }
-        self.flush(false, entry.from);
+        self.flush(false, Some(entry.from));
         self.ready.push_back(Item::SchemaChange {
             table: table.clone(),
             description: description.to_owned(),
@@ -201,7 +171,7 @@ impl Assembler {
         item: fn(Mark) -> Item,
     ) -> Result<(), AssembleProblem> {
         if self.in_snapshot(place)? {
-            self.flush(false, entry.from);
+            self.flush(false, Some(entry.from));
             self.open = None;
             self.passed = place;
             let mark = self.mark_here();
@@ -219,5 +189,61 @@ impl Assembler {
             return Ok(false);
         }
         Err(AssembleProblem::NoSnapshot(place))
+    }
+}
+
+impl Lane {
+    /// A new writer, if it is one. Its own older self, late, does not come back; in a copy of the
+    /// log that another producer wrote, batches name nobody we know, and places alone decide.
+    pub(super) fn take_open(
+        &mut self,
+        producer_id: u64,
+        producer_epoch: u64,
+        entry: &Entry,
+    ) -> bool {
+        let named = i64::try_from(producer_id).ok().zip(i16::try_from(producer_epoch).ok());
+        let opened =
+            named.map(|(producer_id, producer_epoch)| Writer { producer_id, producer_epoch });
+        if opened != Some(entry.producer) {
+            self.writer = None;
+            self.joiner.reset();
+            return true;
+        }
+        let late = self.writer.is_some_and(|writer| {
+            writer.producer_id == entry.producer.producer_id
+                && writer.producer_epoch > entry.producer.producer_epoch
+        });
+        if !late {
+            self.writer = opened;
+            self.joiner.reset();
+        }
+        !late
+    }
+
+    /// A chunk; the value once it is whole.
+    pub(super) fn take_chunk(
+        &mut self,
+        control: &Control<'_>,
+        entry: &Entry,
+    ) -> Result<Option<Entry>, AssembleProblem> {
+        let Control::Chunk { attempt, index, last, data } = control else { return Ok(None) };
+        if entry.joined {
+            return Err(AssembleProblem::NestedChunk);
+        }
+        if *index == 0 {
+            self.joining_from = entry.at;
+        }
+        let whole =
+            self.joiner.push(*attempt, *index, *last, data).map_err(AssembleProblem::Chunk)?;
+        let (from, at, producer) = (self.joining_from, entry.at, entry.producer);
+        let joined = |value: Vec<u8>| Entry {
+            lane: entry.lane,
+            from,
+            at,
+            value: value.into(),
+            joined: true,
+            producer,
+        };
+        Ok(whole.map(joined))
     }
 }

@@ -3,15 +3,31 @@
 use tailwater_change::{ChunkError, DecodeError, FrameError, Place};
 use tailwater_kafka::{BatchError, Offset};
 
-/// Why the partition cannot be read beyond a record.
+/// Why a partition cannot be read beyond a record.
 #[derive(Debug, thiserror::Error)]
-#[error("record at offset {offset}: {problem}")]
+#[error("record at offset {offset}{}: {problem}", of_partition(*partition))]
 pub struct AssembleError {
+    /// Which, if there are several.
+    pub partition: Option<usize>,
     /// The record.
     pub offset: Offset,
     /// What is wrong with it.
     #[source]
     pub problem: AssembleProblem,
+}
+
+fn of_partition(partition: Option<usize>) -> String {
+    partition.map_or_else(String::new, |partition| format!(" of partition {partition}"))
+}
+
+impl AssembleError {
+    pub(super) fn new(offset: Offset, problem: AssembleProblem) -> Self {
+        Self { partition: None, offset, problem }
+    }
+
+    pub(super) fn of(self, partition: usize) -> Self {
+        Self { partition: Some(partition), ..self }
+    }
 }
 
 /// What is wrong with a record.
@@ -49,6 +65,16 @@ pub enum AssembleProblem {
     /// Two snapshots at one place: their rows cannot be told apart.
     #[error("a second snapshot begins at {0}")]
     SnapshotAgain(Place),
+    /// A marker that every partition has, and that one of them has not.
+    #[error(
+        "the marker at {place} is missing in partition {partition}, which its writer has written on"
+    )]
+    Unmatched {
+        /// The marker's.
+        place: Place,
+        /// The partition that lacks it.
+        partition: usize,
+    },
     /// An image that the operation needs is missing.
     #[error("a {operation} without its {image} image")]
     NoImage {

@@ -17,8 +17,17 @@ pub struct Writer {
     pub producer_epoch: i16,
 }
 
-/// How far the log is taken when this is: what is kept as progress.
+/// Where reading of a partition goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The first offset not taken.
+    pub next_offset: Offset,
+    /// Whose batches count from there on, as far as an open marker has said.
+    pub writer: Option<Writer>,
+}
+
+/// How far the log is taken when this is: what is kept as progress.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mark {
     /// The last place taken, inclusive.
     pub place: Place,
@@ -26,6 +35,16 @@ pub struct Mark {
     pub next_offset: Offset,
     /// Whose batches count from there on, as far as an open marker has said.
     pub writer: Option<Writer>,
+    /// Of several partitions: the same of those after the first.
+    pub others: Option<Arc<[Position]>>,
+}
+
+impl Mark {
+    /// Where reading goes on, by the partition's number.
+    pub fn positions(&self) -> impl Iterator<Item = Position> + '_ {
+        let first = Position { next_offset: self.next_offset, writer: self.writer };
+        std::iter::once(first).chain(self.others.iter().flat_map(|others| others.iter().copied()))
+    }
 }
 
 /// Rows of one transaction: all of them, or a bounded part of a large one.

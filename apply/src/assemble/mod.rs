@@ -1,4 +1,4 @@
-//! One partition's record batches become whole transactions, or bounded parts of large ones.
+//! A log's record batches become whole transactions, or bounded parts of large ones.
 //!
 //! ```text
 //!   batches ─► drop superseded writers ─► join chunks ─► drop places already passed
@@ -17,21 +17,26 @@
 //!    rising ordinals; a greater one voids it. A snapshot may be cut instead: what of it counts
 //!    then, its tables' ends say.
 //!
+//! One partition ([`lane`]) is taken as it comes. Several are merged into the source's order first
+//! ([`merge`]), by the places of their next records; what follows is the same.
+//!
 //! No IO, no clock. Schemas are learned by asking: [`Item::Schema`].
 
 mod control;
 mod error;
 mod item;
+mod lane;
+mod merge;
 mod open;
 
 use std::collections::{HashMap, VecDeque};
 
-use bytes::Bytes;
-use tailwater_change::{ChunkJoiner, Control, Envelope, Frame, Operation, Place, SchemaId};
-use tailwater_kafka::{Limits, Offset, RecordBatch, Records};
+use tailwater_change::{Control, Envelope, Frame, Operation, Place, SchemaId};
+use tailwater_kafka::{Offset, RecordBatch};
 
 pub use error::{AssembleError, AssembleProblem};
-pub use item::{Item, Mark, Part, SchemaUse, Writer};
+pub use item::{Item, Mark, Part, Position, SchemaUse, Writer};
+use lane::{Entry, Lane};
 use open::Open;
 
 use crate::{Change, RowImage};
@@ -58,20 +63,14 @@ pub struct PartBounds {
     pub row_bytes: usize,
 }
 
-/// Assembles one partition.
+/// Assembles a log.
 #[derive(Debug)]
 pub struct Assembler {
     bounds: PartBounds,
     schemas: HashMap<SchemaId, SchemaUse>,
-    batches: VecDeque<RecordBatch>,
-    current: Option<Current>,
-    /// A record whose schema is being asked for.
-    waiting: Option<Entry>,
+    /// Its partitions, by their number; at least one.
+    lanes: Vec<Lane>,
     ready: VecDeque<Item>,
-    joiner: ChunkJoiner,
-    /// The first chunk of the run being joined.
-    joining_from: Offset,
-    writer: Option<Writer>,
     /// Everything up to here was given away whole, or applied before.
     passed: Place,
     /// What was applied at the beginning.
@@ -80,52 +79,42 @@ pub struct Assembler {
     met_passed: Option<Place>,
     met_applied: bool,
     open: Option<Open>,
-    next_offset: Offset,
+    /// Of several partitions: what is left of transactions up to here is void.
+    void_through: Place,
+    /// Of several partitions: whom the writer reads that was told of last.
+    server: Option<String>,
+    /// Of several partitions: one of them has to be read on.
+    is_starved: bool,
     /// Bytes of all records walked, whether anything came of them.
     walked_bytes: u64,
     /// How many of them the parts given so far have told of.
     told_bytes: u64,
 }
 
-/// The batch being walked.
-#[derive(Debug)]
-struct Current {
-    records: Records,
-    producer: Writer,
-    next_offset: Offset,
-}
-
-/// A framed value: one record, or several that were joined.
-#[derive(Debug)]
-struct Entry {
-    /// Its first record.
-    from: Offset,
-    /// Its last record.
-    at: Offset,
-    value: Bytes,
-    joined: bool,
-    producer: Writer,
-}
-
 impl Assembler {
-    /// Begins after what `resume` says is applied; batches must follow from `next_offset` on.
+    /// Begins after what `resume` says is applied, in a log of one partition; batches must follow
+    /// from `next_offset` on.
     pub fn new(resume: Resume, next_offset: Offset, bounds: PartBounds) -> Self {
+        Self::merging(resume, &[Position { next_offset, writer: resume.writer }], bounds)
+    }
+
+    /// As [`new`](Self::new), for the partitions that begin at `positions`.
+    pub fn merging(resume: Resume, positions: &[Position], bounds: PartBounds) -> Self {
+        let from = positions.first().map_or(Offset::ZERO, |position| position.next_offset);
+        let lane = |position: &Position| Lane::new(*position, resume.applied, bounds.row_bytes);
         Self {
             bounds,
             schemas: HashMap::new(),
-            batches: VecDeque::new(),
-            current: None,
-            waiting: None,
+            lanes: positions.iter().map(lane).collect(),
             ready: VecDeque::new(),
-            joiner: ChunkJoiner::new(bounds.row_bytes),
-            joining_from: next_offset,
-            writer: resume.writer,
             passed: resume.applied,
             applied: resume.applied,
             met_passed: None,
             met_applied: false,
-            open: resume.snapshot.map(|place| Open::snapshot(place, next_offset)),
-            next_offset,
+            open: resume.snapshot.map(|place| Open::snapshot(place, from)),
+            void_through: Place::default(),
+            server: None,
+            is_starved: false,
             walked_bytes: 0,
             told_bytes: 0,
         }
@@ -133,7 +122,22 @@ impl Assembler {
 
     /// Adds a batch behind those added before.
     pub fn push(&mut self, batch: RecordBatch) {
-        self.batches.push_back(batch);
+        self.push_to(0, batch);
+    }
+
+    /// Adds a batch behind those added before to the same partition.
+    ///
+    /// # Panics
+    /// If there is no such partition.
+    pub fn push_to(&mut self, partition: usize, batch: RecordBatch) {
+        self.is_starved = false;
+        self.lanes[partition].push(batch);
+    }
+
+    /// Whether nothing more can be given before this partition is read on.
+    pub fn wants(&self, partition: usize) -> bool {
+        let Some(lane) = self.lanes.get(partition) else { return false };
+        self.lanes.len() == 1 || (lane.is_walked() && lane.head.is_none())
     }
 
     /// What `schema` stands for, after [`Item::Schema`] asked for it.
@@ -148,15 +152,19 @@ impl Assembler {
 
     /// Whether everything that was pushed has been walked.
     pub fn is_drained(&self) -> bool {
-        self.batches.is_empty()
-            && self.current.is_none()
-            && self.ready.is_empty()
-            && self.waiting.is_none()
+        self.ready.is_empty()
+            && match self.lanes.as_slice() {
+                [lane] => lane.is_walked(),
+                _ => self.is_starved,
+            }
     }
 
-    /// The unfinished transaction, if there is one.
+    /// The unfinished transaction, if there is one. Of several partitions: or one of which some
+    /// have more than others.
     pub fn unfinished(&self) -> Option<Place> {
-        self.open.as_ref().map(Open::place)
+        let waits =
+            || self.lanes.iter().find_map(|lane| lane.head.as_ref()).map(|head| head.place());
+        self.open.as_ref().map(Open::place).or_else(waits)
     }
 
     /// The last place met at or below [`Resume::applied`] or what was given since. It does not show
@@ -168,7 +176,7 @@ impl Assembler {
     /// Whether a record of the very transaction in which [`Resume::applied`] lies has been met:
     /// the log goes on from there without a gap.
     pub fn has_met_applied(&self) -> bool {
-        self.met_applied
+        self.met_applied && (self.lanes.len() == 1 || self.lanes.iter().all(|lane| lane.is_shown))
     }
 
     /// The next item; `None`: more batches are needed.
@@ -180,61 +188,18 @@ impl Assembler {
             if let Some(item) = self.ready.pop_front() {
                 return Ok(Some(item));
             }
-            let Some(entry) = self.next_entry()? else { return Ok(None) };
-            let offset = entry.at;
-            self.take(entry).map_err(|problem| AssembleError { offset, problem })?;
-        }
-    }
-
-    /// The next framed value: chunks joined, batches that do not count left out.
-    fn next_entry(&mut self) -> Result<Option<Entry>, AssembleError> {
-        if let Some(entry) = self.waiting.take() {
-            return Ok(Some(entry));
-        }
-        loop {
-            let Some(current) = &mut self.current else {
-                if !self.next_batch()? {
+            if self.lanes.len() > 1 {
+                if !self.merge()? {
+                    self.is_starved = true;
                     return Ok(None);
                 }
                 continue;
-            };
-            let Some(record) = current.records.next() else {
-                self.next_offset = current.next_offset;
-                self.current = None;
-                continue;
-            };
-            let producer = current.producer;
-            let problem = |problem| AssembleError { offset: self.next_offset, problem };
-            let record = record.map_err(|error| problem(AssembleProblem::Batch(error)))?;
-            self.next_offset = record.offset.next();
-            let value = record.value.ok_or(AssembleError {
-                offset: record.offset,
-                problem: AssembleProblem::NoValue,
-            })?;
-            let key = record.key.map_or(0, |key| key.len());
-            self.walked_bytes += (key + value.len()) as u64;
-            let (from, at) = (record.offset, record.offset);
-            return Ok(Some(Entry { from, at, value, joined: false, producer }));
+            }
+            let Some((entry, walked)) = self.lanes[0].next_entry(0)? else { return Ok(None) };
+            self.walked_bytes += walked as u64;
+            let offset = entry.at;
+            self.take(entry).map_err(|problem| AssembleError::new(offset, problem))?;
         }
-    }
-
-    fn next_batch(&mut self) -> Result<bool, AssembleError> {
-        let Some(batch) = self.batches.pop_front() else { return Ok(false) };
-        if batch.is_control() {
-            // Kafka's own transaction markers: a foreign cluster may add them, nobody sees them.
-            self.next_offset = batch.next_offset();
-            return Ok(true);
-        }
-        let records = batch.records(Limits::default()).map_err(|error| AssembleError {
-            offset: batch.base_offset(),
-            problem: AssembleProblem::Batch(error),
-        })?;
-        let producer = Writer {
-            producer_id: batch.producer_id().get(),
-            producer_epoch: batch.producer_epoch().get(),
-        };
-        self.current = Some(Current { records, producer, next_offset: batch.next_offset() });
-        Ok(true)
     }
 
     fn take(&mut self, entry: Entry) -> Result<(), AssembleProblem> {
@@ -242,26 +207,23 @@ impl Assembler {
         let frame = Frame::parse(&value).map_err(AssembleProblem::Frame)?;
         let Some(usage) = self.schemas.get(&frame.schema) else {
             self.ready.push_back(Item::Schema(frame.schema));
-            self.waiting = Some(entry);
+            let lane = &mut self.lanes[entry.lane];
+            lane.waiting = Some(entry);
             return Ok(());
         };
         if matches!(usage, SchemaUse::Control) {
             let control = Control::decode(frame.message).map_err(AssembleProblem::Decode)?;
             return self.take_control(&control, &entry);
         }
-        if !self.counts(entry.producer) {
+        let lane = &mut self.lanes[entry.lane];
+        if !lane.counts(entry.producer) {
             return Ok(());
         }
         let change = change_of(usage, &entry, frame.message)?;
         if !entry.joined {
-            self.joiner.reset();
+            lane.joiner.reset();
         }
         self.take_row(change, &entry)
-    }
-
-    /// Whether what this producer writes counts.
-    fn counts(&self, producer: Writer) -> bool {
-        self.writer.is_none_or(|writer| writer == producer)
     }
 
     fn take_row(&mut self, row: Logged, entry: &Entry) -> Result<(), AssembleProblem> {
@@ -278,10 +240,10 @@ impl Assembler {
         let end = row.last && !snapshot;
         let before = self.walked_bytes - if entry.joined { 0 } else { entry.value.len() as u64 };
         if open.add(row, before) && open.is_full(self.bounds, self.walked_bytes) && !end {
-            self.flush(false, self.next_offset);
+            self.flush(false, None);
         }
         if end {
-            self.flush(true, self.next_offset);
+            self.flush(true, None);
         }
         Ok(())
     }
@@ -321,14 +283,16 @@ impl Assembler {
         }
     }
 
-    /// Gives away what the open transaction holds; `next_offset` is the first record not in it.
-    fn flush(&mut self, end: bool, next_offset: Offset) {
-        let Some(open) = &mut self.open else { return };
+    /// Gives away what the open transaction holds. `before`: the record that is being taken is not
+    /// in it.
+    fn flush(&mut self, end: bool, before: Option<Offset>) {
+        let Some(open) = &self.open else { return };
         if !end && open.is_empty() {
             return;
         }
-        let mark = Mark { place: open.reached(end, self.passed), next_offset, writer: self.writer };
+        let mark = self.mark_at(open.reached(end, self.passed), before);
         let walked = self.walked_bytes - std::mem::replace(&mut self.told_bytes, self.walked_bytes);
+        let Some(open) = &mut self.open else { return };
         let part = open.give(end, mark, walked);
         if end {
             self.passed = part.mark.place;
@@ -340,7 +304,23 @@ impl Assembler {
     /// How far the log is taken right now.
     fn mark_here(&self) -> Mark {
         let place = self.open.as_ref().map_or(self.passed, |open| open.reached(false, self.passed));
-        Mark { place, next_offset: self.next_offset, writer: self.writer }
+        self.mark_at(place, None)
+    }
+
+    fn mark_at(&self, place: Place, before: Option<Offset>) -> Mark {
+        match self.lanes.as_slice() {
+            [lane] => {
+                let next_offset = before.unwrap_or(lane.next_offset);
+                Mark { place, next_offset, writer: lane.writer, others: None }
+            }
+            lanes => {
+                let mut positions = lanes.iter().map(Lane::position);
+                let first = positions.next();
+                let (next_offset, writer) =
+                    first.map_or((Offset::ZERO, None), |first| (first.next_offset, first.writer));
+                Mark { place, next_offset, writer, others: Some(positions.collect()) }
+            }
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! tables in it, duplicates, markers. What is held is therefore measured by how much of the log has
 //! been walked since the first row that is held, whatever became of it.
 
-use tailwater_change::{Ordinal, Place};
+use tailwater_change::{Operation, Ordinal, Place};
 use tailwater_kafka::Offset;
 
 use super::{Logged, Mark, Part, PartBounds};
@@ -71,7 +71,7 @@ impl Open {
     /// already.
     pub(super) fn add(&mut self, row: Logged, walked: u64) -> bool {
         if self.has(row.place) {
-            return false;
+            return self.join(row);
         }
         self.last = Some(row.place.ordinal);
         self.committed_at(row.committed_at_us);
@@ -80,6 +80,19 @@ impl Open {
         }
         self.bytes += row.bytes;
         self.changes.extend(row.change);
+        true
+    }
+
+    /// The second half of a row that moved from one partition to another; `false`: a duplicate.
+    fn join(&mut self, row: Logged) -> bool {
+        let (Some(gone), Some(come)) = (self.changes.last_mut(), row.change) else { return false };
+        let halves = (gone.operation, come.operation) == (Operation::Delete, Operation::Insert);
+        if gone.place != come.place || !halves {
+            return false;
+        }
+        gone.operation = Operation::Update;
+        (gone.after, gone.unsent) = (come.after, come.unsent);
+        self.bytes += row.bytes;
         true
     }
 

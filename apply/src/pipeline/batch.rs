@@ -80,7 +80,7 @@ impl Batch {
         self.transactions
     }
 
-    fn suspect(&self, mark: Mark) -> Option<Suspect> {
+    fn suspect(&self, mark: &Mark) -> Option<Suspect> {
         let first = self.first?;
         Some(Suspect { first, last: mark.place, transactions: self.transactions })
     }
@@ -90,8 +90,8 @@ impl Session<'_> {
     /// Applies and commits what the batch holds.
     pub(super) async fn flush(&mut self) -> Result<(), Error> {
         let batch = std::mem::take(&mut self.batch);
-        let Some(mark) = batch.mark else { return Ok(()) };
-        self.context.trial.suspect = batch.suspect(mark);
+        let Some(mark) = batch.mark.clone() else { return Ok(()) };
+        self.context.trial.suspect = batch.suspect(&mark);
         let (rows, newest_us) = (batch.changes.len(), batch.newest_us());
         self.target.begin().await?;
         self.execute(batch.changes).await?;

@@ -25,8 +25,8 @@ pub(super) const QUIET: Duration = Duration::from_millis(100);
 pub(super) struct Safe {
     /// When it last was to the end.
     at: Instant,
-    /// The offset below which all is committed, if not all of that is flushed.
-    owed: Option<Offset>,
+    /// The offsets below which all is committed, if not all of that is flushed.
+    owed: Option<Vec<Offset>>,
 }
 
 impl Safe {
@@ -40,6 +40,7 @@ impl Session<'_> {
     /// committed the last of what it holds.
     pub(super) async fn commit(&mut self, mark: Mark, newest_us: Option<i64>) -> Result<(), Error> {
         self.state.writer = mark.writer;
+        self.state.others = mark.positions().skip(1).map(Into::into).collect();
         self.state.source.clone_from(&self.server);
         self.state.streaming |= !self.state.is_loading();
         let progress = Progress {
@@ -58,34 +59,36 @@ impl Session<'_> {
             true
         };
         self.progress = progress;
+        let offsets = mark.positions().map(|position| position.next_offset).collect();
         if is_safe {
-            self.note_safe(mark.next_offset);
+            self.note_safe(offsets);
         } else {
-            self.safe.owed = Some(mark.next_offset);
+            self.safe.owed = Some(offsets);
         }
-        let (writer, snapshot) = (mark.writer, self.state.snapshot);
+        let resume =
+            Resume { applied: mark.place, writer: mark.writer, snapshot: self.state.snapshot };
         let trial = &mut self.context.trial;
-        trial.passed(mark);
-        trial.stands_at(mark.next_offset, Resume { applied: mark.place, writer, snapshot });
+        trial.passed(&mark);
+        trial.stands_at(mark.positions().collect(), resume);
         self.show();
         Ok(())
     }
 
-    /// The target can no longer lose what stands below `next_offset`: the log may.
-    fn note_safe(&mut self, next_offset: Offset) {
+    /// The target can no longer lose what stands below these offsets: the log may.
+    fn note_safe(&mut self, offsets: Vec<Offset>) {
         self.safe = Safe::new();
-        self.group.note(next_offset);
+        self.group.note(offsets);
     }
 
-    /// The offset up to which the target is to be made to flush. A transaction that is open there
-    /// will do that itself.
-    pub(super) fn owed(&self) -> Option<Offset> {
-        self.safe.owed.filter(|_offset| self.large.is_none())
+    /// Whether the target is to be made to flush. A transaction that is open there will do that
+    /// itself.
+    pub(super) fn owes(&self) -> bool {
+        self.safe.owed.is_some() && self.large.is_none()
     }
 
     /// Has the target flush what it has not yet.
     pub(super) async fn make_safe(&mut self) -> Result<(), Error> {
-        if self.owed().is_some() { self.save().await } else { Ok(()) }
+        if self.owes() { self.save().await } else { Ok(()) }
     }
 
     pub(super) fn is_far_behind(&self, newest_us: Option<i64>) -> bool {
@@ -98,8 +101,8 @@ impl Session<'_> {
         self.target.begin().await?;
         self.target.commit(&progress).await?;
         self.progress = progress;
-        if let Some(next_offset) = self.safe.owed {
-            self.note_safe(next_offset);
+        if let Some(offsets) = self.safe.owed.take() {
+            self.note_safe(offsets);
         }
         Ok(())
     }

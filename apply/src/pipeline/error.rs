@@ -36,13 +36,13 @@ pub enum Error {
     /// Capture has not made the topic yet.
     #[error("topic {0} does not exist yet")]
     NoTopic(String),
-    /// The topic has more partitions than this pipeline can merge.
-    #[error("topic {topic} has {partitions} partitions")]
+    /// The topic has other partitions than those that were read.
+    #[error("the topic has {found} partitions, and {read} of it were read so far")]
     Partitions {
-        /// The topic.
-        topic: String,
-        /// How many.
-        partitions: i32,
+        /// How many the progress tells of.
+        read: usize,
+        /// How many there are.
+        found: usize,
     },
     /// The log no longer holds what comes next.
     #[error("the log begins at offset {log_start}, but offset {wanted} comes next")]
@@ -185,8 +185,9 @@ impl Error {
                 _ => "repair the log or its permissions, then `tailwater resume`".into(),
             },
             Self::Partitions { .. } => {
-                "a pipeline with consistency = \"transaction\" reads one partition: set \
-                 partitions = 1 on the source and `tailwater resync` it"
+                "somebody has changed the topic's partitions, and rows may stand in others than \
+                 before: capture the source under another name, or `tailwater detach` the pipeline \
+                 and load it anew"
                     .into()
             }
             Self::OffsetOutOfRange { .. }

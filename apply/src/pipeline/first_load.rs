@@ -133,11 +133,11 @@ impl Session<'_> {
         if !left.is_empty() {
             self.target.clear(&left).await?;
         }
+        tracing::info!(place = %mark.place, "snapshot is complete");
         self.commit(mark, None).await?;
         // Finished tables have more keys than the plan was told of.
         self.tables.clear();
         self.intake().assembler.forget_schemas();
-        tracing::info!(place = %mark.place, "snapshot is complete");
         Ok(())
     }
 

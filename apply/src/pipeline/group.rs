@@ -1,4 +1,4 @@
-//! The consumer group's offset: what holds the log's retention back until we have applied it.
+//! The consumer group's offsets: what holds the log's retention back until we have applied it.
 //!
 //! Nothing reads it to resume; the target's progress does that. So it may lag and fail without
 //! harm, and is committed beside the loop, about once a second.
@@ -16,10 +16,11 @@ use super::ChangeLog;
 pub(super) struct Group {
     log: Arc<dyn ChangeLog>,
     name: String,
-    wanted: Offset,
-    committed: Option<Offset>,
+    /// By the partition's number.
+    wanted: Vec<Offset>,
+    committed: Option<Vec<Offset>>,
     due: Instant,
-    running: JoinSet<Option<Offset>>,
+    running: JoinSet<Option<Vec<Offset>>>,
 }
 
 /// Often enough that the log forgets in time, seldom enough to cost nothing.
@@ -30,7 +31,7 @@ const LAST_COMMIT: Duration = Duration::from_secs(2);
 
 impl Group {
     /// The group of `pipeline`, which has applied everything below `applied`.
-    pub(super) fn new(log: Arc<dyn ChangeLog>, pipeline: &str, applied: Offset) -> Self {
+    pub(super) fn new(log: Arc<dyn ChangeLog>, pipeline: &str, applied: Vec<Offset>) -> Self {
         let mut group = Self {
             log,
             name: format!("tailwater.{pipeline}"),
@@ -44,7 +45,7 @@ impl Group {
     }
 
     /// Everything below `applied` is applied.
-    pub(super) fn note(&mut self, applied: Offset) {
+    pub(super) fn note(&mut self, applied: Vec<Offset>) {
         self.wanted = applied;
         self.commit_if_due();
     }
@@ -55,7 +56,7 @@ impl Group {
         if let Some(done) = self.running.join_next().await {
             self.settle(done.ok().flatten());
         }
-        if self.committed == Some(self.wanted) {
+        if self.is_committed() {
             std::future::pending::<()>().await;
         }
         tokio::time::sleep_until(self.due).await;
@@ -65,10 +66,10 @@ impl Group {
     /// A last commit.
     pub(super) async fn close(mut self) {
         self.running.shutdown().await;
-        if self.committed == Some(self.wanted) {
+        if self.is_committed() {
             return;
         }
-        let commit = self.log.commit(&self.name, self.wanted);
+        let commit = self.log.commit(&self.name, &self.wanted);
         if let Ok(Err(error)) = tokio::time::timeout(LAST_COMMIT, commit).await {
             tracing::warn!(group = self.name, error = error.reason(), "group offset not committed");
         }
@@ -78,16 +79,13 @@ impl Group {
         while let Some(done) = self.running.try_join_next() {
             self.settle(done.ok().flatten());
         }
-        if !self.running.is_empty()
-            || self.committed == Some(self.wanted)
-            || Instant::now() < self.due
-        {
+        if !self.running.is_empty() || self.is_committed() || Instant::now() < self.due {
             return;
         }
         self.due = Instant::now() + INTERVAL;
-        let (log, name, wanted) = (Arc::clone(&self.log), self.name.clone(), self.wanted);
+        let (log, name, wanted) = (Arc::clone(&self.log), self.name.clone(), self.wanted.clone());
         self.running.spawn(async move {
-            match log.commit(&name, wanted).await {
+            match log.commit(&name, &wanted).await {
                 Ok(()) => Some(wanted),
                 Err(error) => {
                     tracing::warn!(
@@ -101,7 +99,13 @@ impl Group {
         });
     }
 
-    fn settle(&mut self, committed: Option<Offset>) {
-        self.committed = committed.or(self.committed);
+    fn is_committed(&self) -> bool {
+        self.committed.as_ref() == Some(&self.wanted)
+    }
+
+    fn settle(&mut self, committed: Option<Vec<Offset>>) {
+        if committed.is_some() {
+            self.committed = committed;
+        }
     }
 }

@@ -6,16 +6,24 @@
 //! turn has come.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::Poll;
 
-use super::{Error, LogReader};
-use crate::{AssembleError, Assembler, Item};
+use tailwater_kafka::RecordBatch;
+
+use super::{ChangeLog, Error, LogReader};
+use crate::{AssembleError, Assembler, Item, PartBounds, Position, Resume};
 
 /// Bytes of rows after which the target's work is looked after: it must not wait for us.
 const STRIDE_BYTES: usize = 256 << 10;
 
+/// Of many partitions none is read in pieces smaller than this.
+const LEAST_PREFETCH_BYTES: usize = 64 << 10;
+
 /// What is read and not yet applied.
 pub(super) struct Intake {
-    pub(super) reader: Box<dyn LogReader>,
+    /// One for each partition.
+    readers: Vec<Box<dyn LogReader>>,
     pub(super) assembler: Assembler,
     /// Items that were taken ahead.
     ahead: VecDeque<Item>,
@@ -32,9 +40,22 @@ enum Failed {
 }
 
 impl Intake {
-    pub(super) fn new(reader: Box<dyn LogReader>, assembler: Assembler) -> Self {
+    /// Reads `log` from `positions` on, one for each partition, in all `prefetch_bytes` ahead.
+    pub(super) fn new(
+        log: &dyn ChangeLog,
+        resume: Resume,
+        positions: &[Position],
+        prefetch_bytes: usize,
+        bounds: PartBounds,
+    ) -> Self {
+        let each = (prefetch_bytes / positions.len().max(1)).max(LEAST_PREFETCH_BYTES);
+        let readers = positions.iter().enumerate();
+        let readers = readers
+            .map(|(partition, position)| log.reader(partition, position.next_offset, each))
+            .collect();
+        let assembler = Assembler::merging(resume, positions, bounds);
         let ahead = VecDeque::new();
-        Self { reader, assembler, ahead, ahead_bytes: 0, halted: false, failed: None }
+        Self { readers, assembler, ahead, ahead_bytes: 0, halted: false, failed: None }
     }
 
     /// The next item; `None`: more has to be read.
@@ -62,7 +83,12 @@ impl Intake {
     /// Whether everything that was readable at the last look has been given, to the last row of its
     /// last transaction.
     pub(super) fn is_at_end(&self) -> bool {
-        self.is_drained() && self.reader.is_at_end() && self.assembler.unfinished().is_none()
+        self.is_drained() && self.is_log_at_end() && self.assembler.unfinished().is_none()
+    }
+
+    /// Whether everything that was readable at the last look has been read.
+    pub(super) fn is_log_at_end(&self) -> bool {
+        self.readers.iter().all(|reader| reader.is_at_end())
     }
 
     /// Reads more; waits while there is none. Cancel-safe.
@@ -70,10 +96,32 @@ impl Intake {
         if let Some(Failed::Read(error)) = self.failed.take_if(|it| matches!(it, Failed::Read(_))) {
             return Err(error);
         }
-        for batch in self.reader.next().await? {
-            self.assembler.push(batch);
+        let (partition, batches) = self.next_batches().await?;
+        for batch in batches {
+            self.assembler.push_to(partition, batch);
         }
         Ok(())
+    }
+
+    /// Of whichever partition has some first, among those that are waited for.
+    async fn next_batches(&mut self) -> Result<(usize, Vec<RecordBatch>), Error> {
+        if let [reader] = self.readers.as_mut_slice() {
+            return Ok((0, reader.next().await?));
+        }
+        let assembler = &self.assembler;
+        let wanted = self.readers.iter_mut().enumerate();
+        let wanted = wanted.filter(|(partition, _)| assembler.wants(*partition));
+        let mut reads: Vec<_> =
+            wanted.map(|(partition, reader)| (partition, reader.next())).collect();
+        poll_fn(|context| {
+            for (partition, read) in &mut reads {
+                if let Poll::Ready(batches) = read.as_mut().poll(context) {
+                    return Poll::Ready(batches.map(|batches| (*partition, batches)));
+                }
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Takes ahead, about as much as `bytes` of rows. Does not end; cancel-safe.

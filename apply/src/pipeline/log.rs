@@ -17,9 +17,11 @@ pub struct LogIdentity {
     pub cluster_id: String,
     /// The topic.
     pub topic_id: String,
+    /// How many partitions it has.
+    pub partitions: usize,
 }
 
-/// The partition that a pipeline reads.
+/// The topic that a pipeline reads.
 #[async_trait]
 pub trait ChangeLog: Send + Sync + std::fmt::Debug {
     /// Which log it is now.
@@ -28,20 +30,20 @@ pub trait ChangeLog: Send + Sync + std::fmt::Debug {
     /// It cannot be asked, or is not there yet.
     async fn identity(&self) -> Result<LogIdentity, Error>;
 
-    /// The first offset that it holds.
+    /// The first offset that each of its partitions holds.
     ///
     /// # Errors
     /// It cannot be asked.
-    async fn start(&self) -> Result<Offset, Error>;
+    async fn start(&self) -> Result<Vec<Offset>, Error>;
 
-    /// Reads from `from` on, `prefetch_bytes` ahead.
-    fn reader(&self, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader>;
+    /// Reads a partition from `from` on, `prefetch_bytes` ahead.
+    fn reader(&self, partition: usize, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader>;
 
-    /// Notes for `group` that everything below `offset` is done with.
+    /// Notes for `group` that in each partition everything below its offset is done with.
     ///
     /// # Errors
     /// It is not noted.
-    async fn commit(&self, group: &str, offset: Offset) -> Result<(), Error>;
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error>;
 }
 
 /// Reads record batches.
@@ -57,7 +59,7 @@ pub trait LogReader: Send {
     fn is_at_end(&self) -> bool;
 }
 
-/// Partition 0 of a topic.
+/// A topic, with all its partitions.
 #[derive(Debug, Clone)]
 pub struct KafkaLog {
     client: Client,
@@ -70,9 +72,13 @@ impl KafkaLog {
         Self { client, topic: topic.into() }
     }
 
-    fn partition(&self) -> TopicPartition {
-        TopicPartition::new(self.topic.clone(), PartitionId::new(0))
+    fn partition(&self, number: usize) -> TopicPartition {
+        TopicPartition::new(self.topic.clone(), id(number))
     }
+}
+
+fn id(number: usize) -> PartitionId {
+    PartitionId::new(i32::try_from(number).unwrap_or(i32::MAX))
 }
 
 #[async_trait]
@@ -83,29 +89,36 @@ impl ChangeLog for KafkaLog {
         let cluster_id = self.client.cluster_id().await.map_err(log)?;
         let topic = self.client.topic(&self.topic).await.map_err(log)?;
         let topic = topic.ok_or_else(|| Error::NoTopic(self.topic.clone()))?;
-        if topic.partitions != 1 {
-            let partitions = topic.partitions;
-            return Err(Error::Partitions { topic: topic.name, partitions });
-        }
         let topic_id = topic.id.map(|id| id.to_string()).unwrap_or_default();
-        Ok(LogIdentity { cluster_id, topic_id })
+        let partitions = usize::try_from(topic.partitions).unwrap_or_default();
+        Ok(LogIdentity { cluster_id, topic_id, partitions })
     }
 
-    async fn start(&self) -> Result<Offset, Error> {
-        let partition = PartitionId::new(0);
-        let start = self.client.list_offsets(&self.topic, partition, OffsetAt::Earliest).await;
-        start.map_err(|source| Error::Log { operation: "ask the log where it begins", source })
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
+        let operation = "ask the log where it begins";
+        let log = |source| Error::Log { operation, source };
+        let topic = self.client.topic(&self.topic).await.map_err(log)?;
+        let topic = topic.ok_or_else(|| Error::NoTopic(self.topic.clone()))?;
+        let mut starts = Vec::new();
+        for partition in 0..topic.partitions {
+            let partition = PartitionId::new(partition);
+            let start = self.client.list_offsets(&self.topic, partition, OffsetAt::Earliest).await;
+            starts.push(start.map_err(log)?);
+        }
+        Ok(starts)
     }
 
-    fn reader(&self, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader> {
-        let mut config = ReaderConfig::new(self.partition(), from);
+    fn reader(&self, partition: usize, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader> {
+        let mut config = ReaderConfig::new(self.partition(partition), from);
         config.max_bytes = prefetch_bytes;
         config.retry_timeout = PATIENCE;
         Box::new(KafkaReader(self.client.reader(config)))
     }
 
-    async fn commit(&self, group: &str, offset: Offset) -> Result<(), Error> {
-        let offsets = [(self.partition(), offset)];
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+        let offsets = offsets.iter().enumerate();
+        let offsets: Vec<_> =
+            offsets.map(|(partition, offset)| (self.partition(partition), *offset)).collect();
         let committed = self.client.commit_offsets(group, &offsets).await;
         committed.map_err(|source| Error::Log { operation: "commit the group's offset", source })
     }

@@ -10,16 +10,17 @@ use std::time::Duration;
 use tailwater_change::{Epoch, Place};
 use tailwater_kafka::Offset;
 
+use super::intake::Intake;
 use super::schemas::{Meaning, Schemas};
-use super::{ChangeLog, Error, LogIdentity, LogReader, PipelineConfig};
-use crate::{Assembler, Item, PartBounds, Progress, Resume, SchemaUse, Writer};
+use super::{ChangeLog, Error, LogIdentity, PipelineConfig};
+use crate::{Item, PartBounds, Position, Progress, Resume, SchemaUse};
 
 /// Where a session stands: what to look behind if it cannot go on.
 #[derive(Debug, Clone)]
 pub(super) struct Stand {
     pub(super) log: LogIdentity,
-    /// The first offset that is not applied.
-    pub(super) from: Offset,
+    /// Behind what is applied, by the partition's number.
+    pub(super) at: Vec<Position>,
     pub(super) resume: Resume,
     /// Snapshots of this epoch, and of those before it, are known.
     pub(super) epoch: Epoch,
@@ -29,20 +30,24 @@ pub(super) struct Stand {
 #[derive(Debug, Clone)]
 pub(super) struct Superseded {
     pub(super) log: LogIdentity,
-    /// The record with which it begins.
-    pub(super) from: Offset,
-    /// Whose batches count from there on.
-    pub(super) writer: Option<Writer>,
+    /// The records with which it begins, by the partition's number, and whose batches count from
+    /// there on.
+    pub(super) at: Vec<Position>,
     /// Whom that writer reads.
     pub(super) server: Option<String>,
     pub(super) snapshot: Place,
 }
 
 impl Superseded {
+    /// Where it begins in the first partition.
+    pub(super) fn from(&self) -> Offset {
+        self.at.first().map_or(Offset::ZERO, |first| first.next_offset)
+    }
+
     /// Whether it is still to come: a commit whose outcome was unknown may have passed its begin.
     pub(super) fn is_ahead(&self, progress: &Progress, log: &LogIdentity) -> bool {
         let read = (&progress.cluster_id, &progress.topic_id) == (&log.cluster_id, &log.topic_id);
-        self.log == *log && !(read && progress.next_offset > self.from.get())
+        self.log == *log && !(read && progress.next_offset > self.from().get())
     }
 }
 
@@ -51,9 +56,13 @@ pub(super) struct Lookout {
     log: Arc<dyn ChangeLog>,
     stand: Stand,
     bounds: PartBounds,
-    reader: Box<dyn LogReader>,
-    assembler: Assembler,
+    intake: Intake,
     server: Option<String>,
+}
+
+/// The record before this one: in every partition a snapshot begins with a record of its own.
+fn before(position: Position) -> Position {
+    Position { next_offset: Offset::new(position.next_offset.get() - 1), ..position }
 }
 
 /// What is read at once: markers are looked for, rows are passed over.
@@ -69,8 +78,7 @@ impl Lookout {
 
     fn at(log: Arc<dyn ChangeLog>, bounds: PartBounds, stand: Stand) -> Self {
         Self {
-            reader: log.reader(stand.from, PREFETCH_BYTES),
-            assembler: Assembler::new(stand.resume, stand.from, bounds),
+            intake: Intake::new(&*log, stand.resume, &stand.at, PREFETCH_BYTES, bounds),
             server: None,
             log,
             bounds,
@@ -86,8 +94,12 @@ impl Lookout {
                 Err(error) => {
                     tracing::debug!(error = error.reason(), "cannot look behind the stop");
                     tokio::time::sleep(RETRY_INTERVAL).await;
-                    if let Error::OffsetOutOfRange { log_start, .. } = error {
-                        self.stand.from = log_start;
+                    if matches!(error, Error::OffsetOutOfRange { .. })
+                        && let Ok(starts) = self.log.start().await
+                    {
+                        for (position, start) in self.stand.at.iter_mut().zip(starts) {
+                            position.next_offset = position.next_offset.max(start);
+                        }
                     }
                     *self = Self::at(Arc::clone(&self.log), self.bounds, self.stand.clone());
                 }
@@ -97,18 +109,14 @@ impl Lookout {
 
     async fn look(&mut self, schemas: &mut Schemas) -> Result<Superseded, Error> {
         loop {
-            match self.assembler.next_item() {
-                Ok(None) => {
-                    for batch in self.reader.next().await? {
-                        self.assembler.push(batch);
-                    }
-                }
+            match self.intake.next_item() {
+                Ok(None) => self.intake.read().await?,
                 Ok(Some(Item::Schema(id))) => {
                     let usage = match schemas.get(id).await? {
                         Meaning::Control => SchemaUse::Control,
                         Meaning::Table(_) => SchemaUse::Ignored,
                     };
-                    self.assembler.learn(id, usage);
+                    self.intake.assembler.learn(id, usage);
                 }
                 Ok(Some(Item::Opened { server })) => self.server = Some(server),
                 Ok(Some(Item::SnapshotBegin { snapshot, mark }))
@@ -116,8 +124,7 @@ impl Lookout {
                 {
                     return Ok(Superseded {
                         log: self.stand.log.clone(),
-                        from: Offset::new(mark.next_offset.get() - 1),
-                        writer: mark.writer,
+                        at: mark.positions().map(before).collect(),
                         server: self.server.clone(),
                         snapshot,
                     });

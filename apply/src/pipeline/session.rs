@@ -19,11 +19,11 @@ use super::hold::{PING_INTERVAL, ping};
 use super::intake::Intake;
 use super::lookout::Stand;
 use super::schemas::Schemas;
-use super::start::{Continuity, Start};
+use super::start::{Continuity, Start, unread};
 use super::state::SavedState;
 use super::trial::{Skip, Trial};
 use super::{ChangeLog, Error, LogIdentity, PipelineConfig, State, Status};
-use crate::{Assembler, Item, Metrics, Part, Progress, Resume, Table, Target, TargetConnector};
+use crate::{Item, Metrics, Part, Progress, Resume, Table, Target, TargetConnector};
 
 /// What a session needs and leaves behind.
 pub(super) struct Context {
@@ -95,7 +95,7 @@ impl<'a> Session<'a> {
             pipeline: context.config.name.clone(),
             cluster_id: identity.cluster_id.clone(),
             topic_id: identity.topic_id.clone(),
-            next_offset: log_start.get(),
+            next_offset: log_start.first().map_or(0, |start| start.get()),
             place: Place::default(),
             fence: 0,
             state: "{}".into(),
@@ -108,26 +108,27 @@ impl<'a> Session<'a> {
             superseded.filter(|snapshot| snapshot.is_ahead(&progress, &identity));
         context.trial.stand = Some(Stand {
             log: identity.clone(),
-            from: log_start,
+            at: unread(&log_start),
             resume: Resume { applied: progress.place, writer: None, snapshot: None },
             epoch: state.snapshot.unwrap_or_default().max(progress.place).epoch,
         });
         let start = match &context.trial.superseded {
             Some(snapshot) => Start::at(snapshot, &progress, &state),
-            None => Start::of(&progress, &state, &identity, log_start)?,
+            None => Start::of(&progress, &state, &identity, &log_start)?,
         };
-        context.trial.stands_at(start.from, start.resume);
-        let assembler = Assembler::new(start.resume, start.from, context.config.part_bounds());
-        let reader = context.log.reader(start.from, context.config.prefetch_bytes());
-        let group = Group::new(Arc::clone(&context.log), &context.config.name, start.from);
+        context.trial.stands_at(start.at.clone(), start.resume);
+        let (prefetch, bounds) = (context.config.prefetch_bytes(), context.config.part_bounds());
+        let intake = Intake::new(&*context.log, start.resume, &start.at, prefetch, bounds);
+        let offsets: Vec<_> = start.at.iter().map(|position| position.next_offset).collect();
         tracing::info!(
             place = %progress.place,
-            next_offset = %start.from,
+            next_offset = ?offsets,
             fence = progress.fence,
             "applying"
         );
+        let group = Group::new(Arc::clone(&context.log), &context.config.name, offsets);
         let mut session = Self {
-            intake: Some(Intake::new(reader, assembler)),
+            intake: Some(intake),
             target,
             progress,
             state,
@@ -271,7 +272,7 @@ impl<'a> Session<'a> {
         loop {
             self.check_place_was_found()?;
             self.show_caught_up();
-            let flush = self.owed().map(|_offset| self.began_at + QUIET);
+            let flush = self.owes().then(|| self.began_at + QUIET);
             return Ok(tokio::select! {
                 biased;
                 () = shutdown.cancelled() => Event::Shutdown,
@@ -444,7 +445,7 @@ impl<'a> Session<'a> {
     /// way here.
     fn check_place_was_found(&self) -> Result<(), Error> {
         let Some(intake) = &self.intake else { return Ok(()) };
-        if self.continuity == Continuity::Certain || !intake.reader.is_at_end() {
+        if self.continuity == Continuity::Certain || !intake.is_log_at_end() {
             return Ok(());
         }
         match intake.assembler.last_met() {
@@ -491,7 +492,7 @@ impl<'a> Session<'a> {
 
     fn show_caught_up(&self) {
         let caught_up = self.continuity == Continuity::Certain
-            && self.owed().is_none()
+            && !self.owes()
             && self.intake.as_ref().is_some_and(Intake::is_at_end);
         self.context.status.send_if_modified(|status| {
             std::mem::replace(&mut status.caught_up, caught_up) != caught_up

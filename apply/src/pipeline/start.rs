@@ -7,7 +7,7 @@ use tailwater_kafka::Offset;
 use super::lookout::Superseded;
 use super::state::SavedState;
 use super::{Error, LogIdentity};
-use crate::{Progress, Resume};
+use crate::{Position, Progress, Resume};
 
 /// What the first thing read has to show, so that nothing is missing between the progress and it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +22,8 @@ pub(super) enum Continuity {
 
 /// Where reading begins.
 pub(super) struct Start {
-    pub(super) from: Offset,
+    /// By the partition's number.
+    pub(super) at: Vec<Position>,
     pub(super) resume: Resume,
     /// Whom the writer there reads.
     pub(super) server: Option<String>,
@@ -34,20 +35,20 @@ impl Start {
         progress: &Progress,
         state: &SavedState,
         identity: &LogIdentity,
-        log_start: Offset,
+        log_start: &[Offset],
     ) -> Result<Self, Error> {
         let same =
             progress.cluster_id == identity.cluster_id && progress.topic_id == identity.topic_id;
         let untouched = progress.place == Place::default() && *state == SavedState::default();
         let from_start = |applied| Self {
-            from: log_start,
+            at: unread(log_start),
             resume: Resume { applied, writer: None, snapshot: None },
             server: None,
             continuity: Continuity::ByPlace,
         };
         if untouched {
             let mut start = from_start(progress.place);
-            if log_start == Offset::ZERO {
+            if log_start.iter().all(|start| *start == Offset::ZERO) {
                 start.continuity = Continuity::Certain;
             }
             return Ok(start);
@@ -59,12 +60,19 @@ impl Start {
             );
             return Ok(from_start(progress.place));
         }
-        let from = Offset::new(progress.next_offset);
-        if from < log_start {
-            return Err(Error::OffsetOutOfRange { wanted: from, log_start });
+        let next_offset = Offset::new(progress.next_offset);
+        let mut at = vec![Position { next_offset, writer: state.writer }];
+        at.extend(state.others.iter().map(|other| Position::from(*other)));
+        if at.len() != log_start.len() {
+            return Err(Error::Partitions { read: at.len(), found: log_start.len() });
+        }
+        for (position, &log_start) in at.iter().zip(log_start) {
+            if position.next_offset < log_start {
+                return Err(Error::OffsetOutOfRange { wanted: position.next_offset, log_start });
+            }
         }
         Ok(Self {
-            from,
+            at,
             resume: Resume {
                 applied: progress.place,
                 writer: state.writer,
@@ -83,14 +91,19 @@ impl Start {
             "going on with a later snapshot"
         );
         Self {
-            from: snapshot.from,
+            at: snapshot.at.clone(),
             resume: Resume {
                 applied: progress.place,
-                writer: snapshot.writer,
+                writer: snapshot.at.first().and_then(|first| first.writer),
                 snapshot: state.snapshot,
             },
             server: snapshot.server.clone(),
             continuity: Continuity::Certain,
         }
     }
+}
+
+/// Partitions of which nothing is known.
+pub(super) fn unread(starts: &[Offset]) -> Vec<Position> {
+    starts.iter().map(|&next_offset| Position { next_offset, writer: None }).collect()
 }

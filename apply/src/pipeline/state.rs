@@ -3,6 +3,7 @@
 //! | field | what |
 //! |---|---|
 //! | `writer` | who writes the log from `next_offset` on |
+//! | `others` | where reading goes on in the partitions after the first, and who writes them |
 //! | `source` | the server whose changes are applied, as the log's open marker names it |
 //! | `snapshot` | the snapshot being loaded |
 //! | `cut` | the snapshot whose tables are loaded as far as they had their end, and whose rest is to come |
@@ -12,14 +13,17 @@
 
 use serde::{Deserialize, Serialize};
 use tailwater_change::{Place, SchemaId, TableId};
+use tailwater_kafka::Offset;
 
-use crate::Writer;
+use crate::{Position, Writer};
 
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct SavedState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) writer: Option<Writer>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) others: Vec<SavedPosition>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) source: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,6 +36,26 @@ pub(super) struct SavedState {
     pub(super) streaming: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) tables: Vec<SavedTable>,
+}
+
+/// Where reading of a partition goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SavedPosition {
+    pub(super) next_offset: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) writer: Option<Writer>,
+}
+
+impl From<Position> for SavedPosition {
+    fn from(position: Position) -> Self {
+        Self { next_offset: position.next_offset.get(), writer: position.writer }
+    }
+}
+
+impl From<SavedPosition> for Position {
+    fn from(saved: SavedPosition) -> Self {
+        Self { next_offset: Offset::new(saved.next_offset), writer: saved.writer }
+    }
 }
 
 /// A target table that this pipeline writes.

@@ -6,7 +6,7 @@ use tailwater_kafka::Offset;
 
 use super::batch::Suspect;
 use super::lookout::{Stand, Superseded};
-use crate::{Mark, Resume};
+use crate::{Mark, Position, Resume};
 
 /// What is known from earlier sessions about transactions that cannot be applied.
 #[derive(Debug, Default)]
@@ -35,10 +35,10 @@ pub(super) enum Skip {
 
 impl Trial {
     /// A commit has passed this place.
-    pub(super) fn passed(&mut self, mark: Mark) {
+    pub(super) fn passed(&mut self, mark: &Mark) {
         let place = mark.place;
         self.suspect = None;
-        self.superseded.take_if(|snapshot| snapshot.from < mark.next_offset);
+        self.superseded.take_if(|snapshot| snapshot.from() < mark.next_offset);
         if self.one_by_one.is_some_and(|until| until <= place) {
             self.one_by_one = None;
         }
@@ -47,9 +47,9 @@ impl Trial {
         });
     }
 
-    pub(super) fn stands_at(&mut self, from: Offset, resume: Resume) {
+    pub(super) fn stands_at(&mut self, at: Vec<Position>, resume: Resume) {
         if let Some(stand) = &mut self.stand {
-            (stand.from, stand.resume) = (from, resume);
+            (stand.at, stand.resume) = (at, resume);
             stand.epoch = stand.epoch.max(resume.applied.epoch);
         }
     }

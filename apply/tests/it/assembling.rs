@@ -479,7 +479,7 @@ fn any_resume_point_gives_the_same_rest() {
         while let Some(item) = assembler.next_item().unwrap() {
             match item {
                 Item::Opened { .. } => {}
-                Item::Part(part) => marks.push(part.mark),
+                Item::Part(part) => marks.push(part.mark.clone()),
                 item => panic!("{item:?}"),
             }
         }

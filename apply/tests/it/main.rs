@@ -9,6 +9,8 @@ mod commanding;
 mod cut;
 mod exactly_once;
 mod loading;
+mod merging;
+mod partitioned;
 mod pinned;
 mod planning;
 mod resync;

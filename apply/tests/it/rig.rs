@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::CONTROL;
 
-/// One partition, in memory.
+/// A log in memory, of one partition or several.
 #[derive(Debug, Clone)]
 pub(crate) struct TestLog {
     shared: Arc<Shared>,
@@ -34,38 +34,63 @@ struct Shared {
 #[derive(Debug)]
 struct Inner {
     identity: LogIdentity,
+    partitions: Vec<Partition>,
+    groups: BTreeMap<String, Vec<Offset>>,
+}
+
+#[derive(Debug, Clone)]
+struct Partition {
     start: Offset,
     batches: Vec<RecordBatch>,
-    groups: BTreeMap<String, Offset>,
+}
+
+impl Partition {
+    fn of(batches: Vec<RecordBatch>) -> Self {
+        Self { start: batches.first().map_or(Offset::ZERO, |batch| batch.base_offset()), batches }
+    }
 }
 
 impl TestLog {
     pub(crate) fn new(topic_id: &str) -> Self {
-        let identity = LogIdentity { cluster_id: "c".into(), topic_id: topic_id.into() };
-        let inner =
-            Inner { identity, start: Offset::ZERO, batches: Vec::new(), groups: BTreeMap::new() };
+        Self::partitioned(topic_id, 1)
+    }
+
+    pub(crate) fn partitioned(topic_id: &str, partitions: usize) -> Self {
+        let identity =
+            LogIdentity { cluster_id: "c".into(), topic_id: topic_id.into(), partitions };
+        let partitions = vec![Partition::of(Vec::new()); partitions];
+        let inner = Inner { identity, partitions, groups: BTreeMap::new() };
         let (inner, news, drained) =
             (Mutex::new(inner), watch::Sender::new(0), watch::Sender::new(0));
         Self { shared: Arc::new(Shared { inner, news, drained }) }
     }
 
     pub(crate) fn append(&self, batches: Vec<RecordBatch>) {
-        self.shared.inner.lock().unwrap().batches.extend(batches);
+        self.append_to(0, batches);
+    }
+
+    pub(crate) fn append_to(&self, partition: usize, batches: Vec<RecordBatch>) {
+        self.shared.inner.lock().unwrap().partitions[partition].batches.extend(batches);
         self.shared.news.send_modify(|news| *news += 1);
     }
 
     /// Another topic under the same name.
     pub(crate) fn replace(&self, topic_id: &str, batches: Vec<RecordBatch>) {
+        self.replace_all(topic_id, vec![batches]);
+    }
+
+    pub(crate) fn replace_all(&self, topic_id: &str, partitions: Vec<Vec<RecordBatch>>) {
         let mut inner = self.shared.inner.lock().unwrap();
         inner.identity.topic_id = topic_id.into();
-        inner.start = batches.first().map_or(Offset::ZERO, |batch| batch.base_offset());
-        inner.batches = batches;
+        inner.identity.partitions = partitions.len();
+        inner.partitions = partitions.into_iter().map(Partition::of).collect();
     }
 
     pub(crate) fn truncate_before(&self, start: Offset) {
         let mut inner = self.shared.inner.lock().unwrap();
-        inner.start = start;
-        inner.batches.retain(|batch| batch.next_offset() > start);
+        let partition = &mut inner.partitions[0];
+        partition.start = start;
+        partition.batches.retain(|batch| batch.next_offset() > start);
     }
 
     /// Waits until a reader that is started after this call has read everything.
@@ -75,12 +100,20 @@ impl TestLog {
     }
 
     pub(crate) fn group(&self, name: &str) -> Option<Offset> {
-        self.shared.inner.lock().unwrap().groups.get(name).copied()
+        self.groups(name)?.first().copied()
+    }
+
+    pub(crate) fn groups(&self, name: &str) -> Option<Vec<Offset>> {
+        self.shared.inner.lock().unwrap().groups.get(name).cloned()
     }
 
     pub(crate) fn end(&self) -> Offset {
-        let inner = self.shared.inner.lock().unwrap();
-        inner.batches.last().map_or(inner.start, |batch| batch.next_offset())
+        self.end_of(0)
+    }
+
+    pub(crate) fn end_of(&self, partition: usize) -> Offset {
+        let partition = &self.shared.inner.lock().unwrap().partitions[partition];
+        partition.batches.last().map_or(partition.start, |batch| batch.next_offset())
     }
 }
 
@@ -90,23 +123,25 @@ impl ChangeLog for TestLog {
         Ok(self.shared.inner.lock().unwrap().identity.clone())
     }
 
-    async fn start(&self) -> Result<Offset, Error> {
-        Ok(self.shared.inner.lock().unwrap().start)
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
+        let inner = self.shared.inner.lock().unwrap();
+        Ok(inner.partitions.iter().map(|partition| partition.start).collect())
     }
 
-    fn reader(&self, from: Offset, _prefetch_bytes: usize) -> Box<dyn LogReader> {
+    fn reader(&self, partition: usize, from: Offset, _prefetch: usize) -> Box<dyn LogReader> {
         let news = self.shared.news.subscribe();
-        Box::new(TestReader { log: self.clone(), from, news })
+        Box::new(TestReader { log: self.clone(), partition, from, news })
     }
 
-    async fn commit(&self, group: &str, offset: Offset) -> Result<(), Error> {
-        self.shared.inner.lock().unwrap().groups.insert(group.into(), offset);
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+        self.shared.inner.lock().unwrap().groups.insert(group.into(), offsets.to_vec());
         Ok(())
     }
 }
 
 struct TestReader {
     log: TestLog,
+    partition: usize,
     from: Offset,
     news: watch::Receiver<u64>,
 }
@@ -118,6 +153,7 @@ impl LogReader for TestReader {
             self.news.borrow_and_update();
             let found: Vec<_> = {
                 let inner = self.log.shared.inner.lock().unwrap();
+                let inner = &inner.partitions[self.partition];
                 if self.from < inner.start {
                     return Err(Error::OffsetOutOfRange {
                         wanted: self.from,
@@ -137,7 +173,7 @@ impl LogReader for TestReader {
     }
 
     fn is_at_end(&self) -> bool {
-        self.from >= self.log.end()
+        self.from >= self.log.end_of(self.partition)
     }
 }
 

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod locking;
 #[cfg(test)]
+mod partitions;
+#[cfg(test)]
 mod parts;
 #[cfg(test)]
 mod reading;

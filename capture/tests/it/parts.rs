@@ -525,7 +525,10 @@ impl Copy {
                 self.end();
             }
             Control::Idle { epoch, commit } => self.passes(Place::end_of(*epoch, *commit)),
-            Control::Open { .. } | Control::SchemaChange { .. } | Control::Chunk { .. } => {}
+            Control::Open { .. }
+            | Control::SchemaChange { .. }
+            | Control::Reached { .. }
+            | Control::Chunk { .. } => {}
         }
     }
 }

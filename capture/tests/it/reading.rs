@@ -53,7 +53,17 @@ impl Found {
 
 /// Every record of `topic`, in order.
 pub(crate) async fn records(client: &Client, registry: &Registry, topic: &str) -> Vec<Found> {
-    let partition = PartitionId::new(0);
+    records_of(client, registry, topic, 0).await
+}
+
+/// Every record of a partition of `topic`, in order.
+pub(crate) async fn records_of(
+    client: &Client,
+    registry: &Registry,
+    topic: &str,
+    partition: i32,
+) -> Vec<Found> {
+    let partition = PartitionId::new(partition);
     let end = client.list_offsets(topic, partition, OffsetAt::Latest).await.unwrap();
     let from = client.list_offsets(topic, partition, OffsetAt::Earliest).await.unwrap();
     let mut reader = client.reader(ReaderConfig::new(TopicPartition::new(topic, partition), from));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tailwater_capture::{
-    Capture, CaptureHandle, CaptureState, Config, SnapshotMode, SourceConnector,
+    Capture, CaptureHandle, CaptureState, Config, PartitionBy, SnapshotMode, SourceConnector,
 };
 use tailwater_change::Commit;
 use tailwater_kafka::{
@@ -27,7 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct World {
     _folder: tempfile::TempDir,
     pub(crate) client: Client,
-    registry: Registry,
+    pub(crate) registry: Registry,
     pub(crate) script: Arc<Script>,
 }
 
@@ -64,6 +64,8 @@ impl World {
         Config {
             source: "shop".into(),
             snapshot,
+            partitions: 1,
+            partition_by: PartitionBy::Key,
             replication_factor: 1,
             max_record_bytes: 64 << 10,
             in_flight_bytes: 1 << 20,
@@ -86,8 +88,23 @@ impl World {
         self.start_as(SnapshotMode::Initial, connector)
     }
 
+    /// With so many partitions, and another clock.
+    pub(crate) fn start_partitioned(
+        &self,
+        partitions: usize,
+        partition_by: PartitionBy,
+        clock: fn() -> i64,
+    ) -> Running {
+        let config =
+            Config { partitions, partition_by, clock, ..Self::config(SnapshotMode::Initial) };
+        self.start_config(config, Arc::new(Scripted(Arc::clone(&self.script))))
+    }
+
     fn start_as(&self, snapshot: SnapshotMode, connector: Arc<dyn SourceConnector>) -> Running {
-        let config = Self::config(snapshot);
+        self.start_config(Self::config(snapshot), connector)
+    }
+
+    fn start_config(&self, config: Config, connector: Arc<dyn SourceConnector>) -> Running {
         let (capture, handle) =
             Capture::new(config, self.client.clone(), self.registry.clone(), connector);
         let stop = CancellationToken::new();

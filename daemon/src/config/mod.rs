@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Deserialize;
 use tailwater_apply::{Route, RouteRule};
+use tailwater_capture::PartitionBy;
 
 pub(crate) use units::{ByteSize, Span};
 
@@ -177,13 +178,14 @@ pub(crate) struct SourceSection {
     #[serde(default)]
     pub(crate) snapshot: SnapshotChoice,
     #[serde(default = "one")]
-    pub(crate) partitions: i32,
-    pub(crate) partition_by: Option<String>,
+    pub(crate) partitions: usize,
+    #[serde(default)]
+    pub(crate) partition_by: PartitionBy,
     pub(crate) max_slot_lag: Option<ByteSize>,
     pub(crate) on_max_slot_lag: Option<String>,
 }
 
-fn one() -> i32 {
+fn one() -> usize {
     1
 }
 

@@ -9,6 +9,9 @@ use super::{Config, Consistency, LogSection, SchemaChanges, SourceSection};
 /// Names become topics, slots, publications and locks: what all of them allow.
 const NAME_LENGTH: usize = 40;
 
+/// Every transaction is told to every partition, and who merges them looks at each for each row.
+const MOST_PARTITIONS: usize = 128;
+
 impl Config {
     /// Everything that is wrong with it, without asking any server.
     pub(crate) fn problems(&self) -> Vec<Problem> {
@@ -114,10 +117,10 @@ fn source_problems(found: &mut Vec<Problem>, name: &str, source: &SourceSection)
             "name the tables to capture, as [\"public.*\"]",
         ));
     }
-    if source.partitions != 1 || source.partition_by.is_some() {
-        found.push(not_yet(
-            &format!("sources.{name}.partitions above 1 and partition_by"),
-            "leave them out: one partition keeps the source's order",
+    if !(1..=MOST_PARTITIONS).contains(&source.partitions) {
+        found.push(Problem::new(
+            format!("sources.{name}.partitions = {} cannot be", source.partitions),
+            format!("set it to 1 or more, at most {MOST_PARTITIONS}; most sources need 1"),
         ));
     }
     if source.on_max_slot_lag.as_deref().is_some_and(|action| action != "alarm") {
@@ -219,9 +222,19 @@ mod tests {
     }
 
     #[test]
+    fn a_source_may_have_several_partitions() {
+        let key = GOOD.replacen("tables =", "partitions = 3\ntables =", 1);
+        let table = key.replacen("tables =", "partition_by = \"table\"\ntables =", 1);
+        assert_eq!(problems(&key), Vec::<String>::new());
+        assert_eq!(problems(&table), Vec::<String>::new());
+        assert!(Config::parse(&table.replace("\"table\"", "\"row\"")).is_err());
+    }
+
+    #[test]
     fn what_is_not_supported_yet_is_refused_by_name() {
         for (from, to, word) in [
-            ("tables =", "partitions = 2\ntables =", "partitions"),
+            ("tables =", "partitions = 0\ntables =", "partitions"),
+            ("tables =", "partitions = 1000\ntables =", "partitions"),
             ("source = \"shop\"", "source = \"shop\"\nconsistency = \"key\"", "consistency"),
             (
                 "source = \"shop\"",

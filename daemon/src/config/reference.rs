@@ -153,7 +153,20 @@ fn source_keys() -> Vec<Key> {
             "`\"initial\"`".into(),
             "Copies the tables before the first stream; never; or copies and stops.",
         ),
-        ("partitions", "number", "`1`".into(), "Partitions of the topic; 1 in this version."),
+        (
+            "partitions",
+            "number",
+            "`1`".into(),
+            "Partitions of the topic, fixed as long as it is there. One keeps the source's order for \
+             every reader; several are merged again by a pipeline.",
+        ),
+        (
+            "partition_by",
+            "`key`, `table`",
+            "`\"key\"`".into(),
+            "What decides about the partition of a row: its table and key, or its table. Another \
+             choice takes effect with a `resync`.",
+        ),
         (
             "max_slot_lag",
             "size",

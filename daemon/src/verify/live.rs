@@ -6,7 +6,9 @@ use std::ops::Range;
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use tailwater_change::{Control, Envelope, Frame, Operation, TableId, TableSchema, identity};
-use tailwater_kafka::{Limits, Offset, OffsetAt, PartitionId, ReaderConfig, TopicPartition};
+use tailwater_kafka::{
+    Limits, Offset, OffsetAt, PartitionId, ReaderConfig, RecordBatch, TopicPartition,
+};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Changed, Flow, PATIENCE, Seen};
@@ -34,20 +36,22 @@ impl Flow for Live<'_> {
         }
     }
 
-    async fn end(&self) -> anyhow::Result<Offset> {
-        let topic = self.role.source.as_str();
-        Ok(self.app.client.list_offsets(topic, PartitionId::new(0), OffsetAt::Latest).await?)
+    async fn end(&self) -> anyhow::Result<Vec<Offset>> {
+        let (topic, client) = (self.role.source.as_str(), &self.app.client);
+        let partitions = client.topic(topic).await?.context("the topic is gone")?.partitions;
+        let mut ends = Vec::new();
+        for partition in (0..partitions).map(PartitionId::new) {
+            ends.push(client.list_offsets(topic, partition, OffsetAt::Latest).await?);
+        }
+        Ok(ends)
     }
 
     async fn changed(
         &self,
         table: &TableId,
         keys: &BTreeSet<Vec<u8>>,
-        span: Range<Offset>,
+        span: Range<Vec<Offset>>,
     ) -> anyhow::Result<Changed> {
-        let topic = self.role.source.clone();
-        let partition = TopicPartition::new(topic, PartitionId::new(0));
-        let mut reader = self.app.client.reader(ReaderConfig::new(partition, span.start));
         let mut walk = Walk {
             table,
             keys,
@@ -56,14 +60,14 @@ impl Flow for Live<'_> {
             states: 0,
         };
         let deadline = Instant::now() + PATIENCE;
-        while reader.position() < span.end {
-            let batches = timeout_at(deadline, reader.next()).await;
-            for batch in batches.context("the log is not read in time")?? {
-                for record in batch.records(Limits::default())? {
-                    let record = record?;
-                    let value = record.value.unwrap_or_default();
-                    let taken = walk.take(&value).await;
-                    taken.with_context(|| format!("record at {}", record.offset))?;
+        let partitions = (0..).map(PartitionId::new);
+        for (partition, (start, end)) in partitions.zip(span.start.into_iter().zip(span.end)) {
+            let partition = TopicPartition::new(self.role.source.clone(), partition);
+            let mut reader = self.app.client.reader(ReaderConfig::new(partition, start));
+            while reader.position() < end {
+                let batches = timeout_at(deadline, reader.next()).await;
+                for batch in batches.context("the log is not read in time")?? {
+                    walk.batch(&batch).await?;
                 }
             }
         }
@@ -82,6 +86,16 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
+    async fn batch(&mut self, batch: &RecordBatch) -> anyhow::Result<()> {
+        for record in batch.records(Limits::default())? {
+            let record = record?;
+            let value = record.value.unwrap_or_default();
+            let taken = self.take(&value).await;
+            taken.with_context(|| format!("record at {}", record.offset))?;
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, value: &[u8]) -> anyhow::Result<()> {
         let frame = Frame::parse(value)?;
         let Some(schema) = self.schemas.table(frame.schema).await? else {

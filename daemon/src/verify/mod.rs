@@ -111,15 +111,15 @@ trait Flow: Sync {
     /// Waits until the target has everything that is committed on the source now.
     async fn pass(&self) -> anyhow::Result<()>;
 
-    /// The first offset after what is in the log now.
-    async fn end(&self) -> anyhow::Result<Offset>;
+    /// The first offset after what is in the log now, of each partition.
+    async fn end(&self) -> anyhow::Result<Vec<Offset>>;
 
     /// What the log says in this span of `keys` of a table; of a table without a key, of all of it.
     async fn changed(
         &self,
         table: &TableId,
         keys: &BTreeSet<Vec<u8>>,
-        span: Range<Offset>,
+        span: Range<Vec<Offset>>,
     ) -> anyhow::Result<Changed>;
 }
 

@@ -192,20 +192,20 @@ impl Flow for Pipe {
         Ok(())
     }
 
-    async fn end(&self) -> anyhow::Result<Offset> {
+    async fn end(&self) -> anyhow::Result<Vec<Offset>> {
         let mut world = lock(&self.world);
         world.tick();
-        Ok(Offset::new(world.log.len().try_into()?))
+        Ok(vec![Offset::new(world.log.len().try_into()?)])
     }
 
     async fn changed(
         &self,
         _table: &TableId,
         keys: &BTreeSet<Vec<u8>>,
-        span: Range<Offset>,
+        span: Range<Vec<Offset>>,
     ) -> anyhow::Result<Changed> {
         let world = lock(&self.world);
-        let span = usize::try_from(span.start.get())?..usize::try_from(span.end.get())?;
+        let span = usize::try_from(span.start[0].get())?..usize::try_from(span.end[0].get())?;
         let (mut changed, mut sum) = (Changed::default(), Seen::default());
         for change in &world.log[span] {
             let row = read_row(&self.schema, change.id, change.v.unwrap_or_default());

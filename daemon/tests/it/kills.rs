@@ -26,7 +26,10 @@ fn run(from: Flavor, to: Flavor, seed: u64) -> Result<()> {
         println!("{from} -> {to} left out: not on this machine");
         return Ok(());
     }
-    let mut world = World::new(from, to, seed)?;
+    kill(World::new(from, to, seed)?, seed)
+}
+
+fn kill(mut world: World, seed: u64) -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed);
     world.tailwater.start_again()?;
     // The first kill is anywhere in start and snapshot.
@@ -76,6 +79,14 @@ fn killed_between_postgres_and_mariadb() {
 #[test]
 fn killed_between_mariadb_and_postgres() {
     run(Flavor::MariaDb, Flavor::Postgres15, 104).unwrap();
+}
+
+/// Rows of one transaction stand in three partitions, of which the log has more or less when the
+/// process dies: a reader of the target sees whole ones all the same.
+#[test]
+fn killed_with_three_partitions() {
+    let world = World::new(Flavor::Postgres15, Flavor::Postgres15, 108).unwrap();
+    kill(world.with_source("partitions = 3").unwrap(), 108).unwrap();
 }
 
 #[test]

@@ -36,6 +36,7 @@ fn pair(from: &'static Server, to: &'static Server, sql: &str) -> Result<World> 
         from: (from, from_database),
         to: (to, to_database),
         workload: Workload::new(Spelling::Mysql, false, 0),
+        source: "",
     };
     world.tailwater.configure(&world.configuration(&world.tailwater, ""))?;
     Ok(world)

@@ -80,16 +80,16 @@ impl ChangeLog for Ahead {
         self.0.identity().await
     }
 
-    async fn start(&self) -> Result<Offset, Error> {
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
         self.0.start().await
     }
 
-    fn reader(&self, from: Offset, _prefetch_bytes: usize) -> Box<dyn LogReader> {
-        self.0.reader(from, AHEAD_BYTES)
+    fn reader(&self, partition: usize, from: Offset, _prefetch: usize) -> Box<dyn LogReader> {
+        self.0.reader(partition, from, AHEAD_BYTES)
     }
 
-    async fn commit(&self, group: &str, offset: Offset) -> Result<(), Error> {
-        self.0.commit(group, offset).await
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+        self.0.commit(group, offsets).await
     }
 }
 

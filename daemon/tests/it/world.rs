@@ -26,6 +26,8 @@ pub(crate) struct World {
     pub(crate) workload: Workload,
     /// Its progress stands on a server that other tests use too: a name of its own.
     pub(crate) pipeline: String,
+    /// What else is said of the source.
+    pub(crate) source: &'static str,
 }
 
 impl World {
@@ -53,11 +55,19 @@ impl World {
         source.sql(&from_database, &workload.load())?;
         let world = World {
             pipeline: format!("pair_{to_database}"),
+            source: "",
             tailwater: Tailwater::prepare(binary(), "")?,
             from: (source, from_database),
             to: (target, to_database),
             workload,
         };
+        world.tailwater.configure(&world.configuration(&world.tailwater, ""))?;
+        Ok(world)
+    }
+
+    /// The same, with `source` in the source's section.
+    pub(crate) fn with_source(self, source: &'static str) -> Result<World> {
+        let world = World { source, ..self };
         world.tailwater.configure(&world.configuration(&world.tailwater, ""))?;
         Ok(world)
     }
@@ -82,9 +92,10 @@ impl World {
         let (server, database) = &self.from;
         let schema = schema_of(server, database);
         format!(
-            "[sources.{database}]\nconnector = \"{}\"\nurl = \"{}\"\ntables = [\"{schema}.*\"]\n",
+            "[sources.{database}]\nconnector = \"{}\"\nurl = \"{}\"\ntables = [\"{schema}.*\"]\n{}\n",
             connector(server),
             server.url(database),
+            self.source,
         )
     }
 

@@ -1,16 +1,24 @@
 //! From a source to a target through capture, a broker and apply, each of which dies now and then.
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use tailwater_apply::{KafkaLog, Pipeline, PipelineConfig, PipelineHandle, State};
-use tailwater_capture::{Capture, CaptureHandle, Config, SnapshotMode};
-use tailwater_change::{Column, Dialect, Identity, Index, Kind, TableId, TableSchema};
-use tailwater_kafka::test_util::MemoryNode;
-use tailwater_kafka::{Client, ClientConfig, Transport};
+use tailwater_apply::{
+    ChangeLog, Error, KafkaLog, LogIdentity, LogReader, Pipeline, PipelineConfig, PipelineHandle,
+    State, Status,
+};
+use tailwater_capture::{Capture, CaptureHandle, Config, PartitionBy, SnapshotMode};
+use tailwater_change::{
+    Column, Commit, Dialect, Identity, Index, Kind, Place, TableId, TableSchema,
+};
+use tailwater_kafka::test_util::{MemoryNode, ProduceFault};
+use tailwater_kafka::wire::ErrorCode;
+use tailwater_kafka::{Client, ClientConfig, Offset, Transport};
 use tailwater_memory::{Cell, MemoryDatabase, MemorySource, Script};
 use tailwater_registry::Registry;
 use tokio::task::JoinHandle;
@@ -57,13 +65,22 @@ fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
 
 struct System {
     node: Arc<MemoryNode>,
+    partitions: usize,
+    partition_by: PartitionBy,
     source: MemorySource,
     target: MemoryDatabase,
+    /// What the source was after each of its commits.
+    states: Mutex<BTreeMap<Commit, Vec<Rows>>>,
     schemas: Vec<Arc<TableSchema>>,
 }
 
 /// A table's.
 type Rows = Vec<Vec<Cell>>;
+
+fn sorted(mut rows: Rows) -> Rows {
+    rows.sort();
+    rows
+}
 
 /// A task that is aborted when dropped: the process is gone.
 struct Process<H> {
@@ -79,6 +96,10 @@ impl<H> Drop for Process<H> {
 
 impl System {
     fn new() -> Self {
+        Self::partitioned(1, PartitionBy::Key)
+    }
+
+    fn partitioned(partitions: usize, partition_by: PartitionBy) -> Self {
         let key = || Identity::Key(vec![0]);
         let schemas = vec![
             schema("one", key(), &[]),
@@ -87,8 +108,11 @@ impl System {
         ];
         Self {
             node: Arc::new(MemoryNode::new()),
+            partitions,
+            partition_by,
             source: MemorySource::new(Script::new(schemas.clone())),
             target: MemoryDatabase::new(),
+            states: Mutex::default(),
             schemas,
         }
     }
@@ -111,6 +135,8 @@ impl System {
         let config = Config {
             source: "shop".into(),
             snapshot,
+            partitions: self.partitions,
+            partition_by: self.partition_by,
             replication_factor: 1,
             max_record_bytes: 5000,
             in_flight_bytes: 1 << 20,
@@ -125,10 +151,17 @@ impl System {
     }
 
     async fn apply(&self) -> Process<PipelineHandle> {
+        self.apply_from(|log| Arc::new(log)).await
+    }
+
+    async fn apply_from(
+        &self,
+        shown: impl FnOnce(KafkaLog) -> Arc<dyn ChangeLog>,
+    ) -> Process<PipelineHandle> {
         let (client, registry) = self.client().await;
         let mut config = PipelineConfig::new("copy", || 0);
         config.batch.rows = 20;
-        let log = Arc::new(KafkaLog::new(client, "shop"));
+        let log = shown(KafkaLog::new(client, "shop"));
         let connector = Arc::new(self.target.clone());
         let (pipeline, handle) = Pipeline::new(config, log, Arc::new(registry), connector).unwrap();
         let task = tokio::spawn(pipeline.run(CancellationToken::new()));
@@ -136,10 +169,6 @@ impl System {
     }
 
     fn rows(&self) -> (Vec<Rows>, Vec<Rows>) {
-        let sorted = |mut rows: Vec<Vec<Cell>>| {
-            rows.sort();
-            rows
-        };
         let source = (0..self.schemas.len())
             .map(|table| sorted(self.source.with(|script| script.rows(table))))
             .collect();
@@ -180,8 +209,32 @@ impl System {
         self.source.with(|script| {
             for _ in 0..transactions {
                 script.random_transaction(rng, 30);
+                let rows = |table| sorted(script.rows(table));
+                let rows = (0..self.schemas.len()).map(rows).collect();
+                let commit = script.log().last().unwrap().commit;
+                self.states.lock().unwrap().insert(commit, rows);
             }
         });
+    }
+
+    /// That every commit but those of a load left the target as the source was at its place.
+    fn assert_whole(&self, seed: u64) {
+        let states = self.states.lock().unwrap();
+        let mut streamed = 0;
+        for committed in self.target.history() {
+            let (place, state) = (committed.progress.place, &committed.progress.state);
+            let is_loading = state.contains("\"snapshot\":") || state.contains("\"cut\":");
+            if is_loading || place == Place::default() {
+                continue;
+            }
+            let (_, expected) = states.range(..=place.commit).next_back().unwrap();
+            for (schema, rows) in self.schemas.iter().zip(expected) {
+                let found = sorted(committed.rows(&schema.table).unwrap_or_default());
+                assert_eq!(&found, rows, "seed {seed} at {place}: {}", schema.table);
+            }
+            streamed += 1;
+        }
+        assert!(streamed > 0, "seed {seed}: nothing but a load");
     }
 }
 
@@ -215,26 +268,155 @@ async fn without_a_snapshot_it_is_followed_from_now() {
 async fn deaths_of_capture_and_apply_lose_and_repeat_nothing() {
     let base = std::hash::RandomState::new().build_hasher().finish();
     for seed in (0..6).chain(base..base.saturating_add(6)) {
-        let system = System::new();
+        deaths(System::new(), seed).await;
+    }
+}
+
+#[tokio::test]
+async fn deaths_lose_and_repeat_nothing_of_several_partitions() {
+    let base = std::hash::RandomState::new().build_hasher().finish();
+    for seed in (0..12).chain(base..base.saturating_add(12)) {
+        let by = if seed % 3 == 0 { PartitionBy::Table } else { PartitionBy::Key };
+        deaths(System::partitioned(2 + usize::try_from(seed % 4).unwrap(), by), seed).await;
+    }
+}
+
+async fn deaths(system: System, seed: u64) {
+    system.target.record_history();
+    let mut rng = SmallRng::seed_from_u64(seed);
+    system.work(&mut rng, 30);
+    let (mut capture, mut apply) =
+        (system.capture(SnapshotMode::Initial).await, system.apply().await);
+    for _ in 0..20 {
+        system.work(&mut rng, 5);
+        // Let them get somewhere, but nobody knows where.
+        for _ in 0..rng.random_range(0..200) {
+            tokio::task::yield_now().await;
+        }
+        if rng.random_bool(0.5) {
+            drop(capture);
+            capture = system.capture(SnapshotMode::Initial).await;
+        }
+        if rng.random_bool(0.5) {
+            drop(apply);
+            apply = system.apply().await;
+        }
+    }
+    system.settle(&capture, &apply, seed).await;
+    system.work(&mut rng, 3);
+    system.settle(&capture, &apply, seed).await;
+    system.assert_whole(seed);
+}
+
+/// Planted: one of the partitions shown as if it were all there are.
+#[derive(Debug)]
+struct OneOfThem(KafkaLog);
+
+#[async_trait]
+impl ChangeLog for OneOfThem {
+    async fn identity(&self) -> Result<LogIdentity, Error> {
+        Ok(LogIdentity { partitions: 1, ..self.0.identity().await? })
+    }
+
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
+        Ok(self.0.start().await?.into_iter().take(1).collect())
+    }
+
+    fn reader(&self, partition: usize, from: Offset, prefetch: usize) -> Box<dyn LogReader> {
+        self.0.reader(partition, from, prefetch)
+    }
+
+    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+        self.0.commit(group, offsets).await
+    }
+}
+
+#[tokio::test]
+async fn who_reads_one_of_several_partitions_is_seen() {
+    let system = System::partitioned(3, PartitionBy::Key);
+    let mut rng = SmallRng::seed_from_u64(7);
+    system.work(&mut rng, 30);
+    let capture = system.capture(SnapshotMode::Initial).await;
+    let apply = system.apply_from(|log| Arc::new(OneOfThem(log))).await;
+    system.work(&mut rng, 30);
+    let current = system.source.with(|script| script.current());
+    capture.handle.probe();
+    let mut status = apply.handle.watch();
+    // It goes to the end, or falls over what it has not.
+    let ended = |status: &Status| {
+        status.state == State::Stopped
+            || (status.caught_up && status.place.is_some_and(|place| place.commit >= current))
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(20), status.wait_for(ended)).await;
+    assert!(waited.is_ok(), "{:?}", apply.handle.status());
+    let (source, target) = system.rows();
+    assert_ne!(target, source);
+}
+
+/// The log takes this many batches of each partition; of what follows nothing is ever known.
+fn cut(node: &MemoryNode, batches: Vec<usize>) {
+    let mut left = batches;
+    node.fail_produce(Box::new(move |to| {
+        let partition = usize::try_from(to.partition.get()).unwrap();
+        if to.topic != "shop" {
+            return ProduceFault::None;
+        }
+        match left[partition].checked_sub(1) {
+            Some(less) => {
+                left[partition] = less;
+                ProduceFault::None
+            }
+            None => ProduceFault::Refuse(ErrorCode::NotLeaderOrFollower),
+        }
+    }));
+}
+
+/// Wherever in each of its partitions the log ends when capture dies: the one that comes after it
+/// finds what each lacks, and apply, which has read all of it, the whole of every transaction.
+#[tokio::test]
+async fn a_writer_may_die_at_any_point_of_each_partition() {
+    const PARTITIONS: usize = 3;
+    let base = std::hash::RandomState::new().build_hasher().finish();
+    // Every point of one partition while the others go on, and at random in all of them.
+    let one = (0..PARTITIONS).flat_map(|at| (0..24).map(move |batches| (at, batches)));
+    let mut cuts: Vec<Vec<usize>> = one
+        .map(|(at, batches)| {
+            let mut cut = vec![usize::MAX; PARTITIONS];
+            cut[at] = batches;
+            cut
+        })
+        .collect();
+    let mut rng = SmallRng::seed_from_u64(base);
+    let random = |rng: &mut SmallRng| (0..PARTITIONS).map(|_| rng.random_range(0..40)).collect();
+    cuts.extend((0..24).map(|_| random(&mut rng)));
+    for (seed, batches) in (base..).zip(cuts) {
+        let system = System::partitioned(PARTITIONS, PartitionBy::Key);
+        system.target.record_history();
         let mut rng = SmallRng::seed_from_u64(seed);
-        system.work(&mut rng, 30);
-        let (mut capture, mut apply) =
-            (system.capture(SnapshotMode::Initial).await, system.apply().await);
-        for _ in 0..20 {
-            system.work(&mut rng, 5);
-            // Let them get somewhere, but nobody knows where.
-            for _ in 0..rng.random_range(0..200) {
+        system.work(&mut rng, 10);
+        let apply = system.apply().await;
+        let mut capture = system.capture(SnapshotMode::Initial).await;
+        for round in 0..2 {
+            cut(&system.node, batches.clone());
+            system.work(&mut rng, 10);
+            for _ in 0..rng.random_range(0..400) {
                 tokio::task::yield_now().await;
             }
-            if rng.random_bool(0.5) {
-                drop(capture);
-                capture = system.capture(SnapshotMode::Initial).await;
-            }
-            if rng.random_bool(0.5) {
-                drop(apply);
-                apply = system.apply().await;
+            drop(capture);
+            system.node.fail_produce(Box::new(|_| ProduceFault::None));
+            capture = system.capture(SnapshotMode::Initial).await;
+            if round == 0 {
+                // The next may find that this one, too, has got no further.
+                for _ in 0..rng.random_range(0..100) {
+                    tokio::task::yield_now().await;
+                }
             }
         }
+        system.work(&mut rng, 3);
+        println!("seed {seed}, cut at {batches:?}");
         system.settle(&capture, &apply, seed).await;
+        system.work(&mut rng, 3);
+        system.settle(&capture, &apply, seed).await;
+        system.assert_whole(seed);
     }
 }
