@@ -121,12 +121,7 @@ fn between(least: Duration, most: Duration, random: u32) -> Duration {
 
 /// Whether a member would vote for a candidate whose last entry is `candidate`, where its own is
 /// `last`. Stricter than its vote will be: openraft's lease of a leader is `least` too.
-fn would_vote(
-    seen: Seen,
-    last: Option<LogId>,
-    candidate: Option<LogId>,
-    least: Duration,
-) -> bool {
+fn would_vote(seen: Seen, last: Option<LogId>, candidate: Option<LogId>, least: Duration) -> bool {
     let silence = seen.now.saturating_duration_since(seen.heard_at);
     !matches!(seen.role, Role::Leader { .. }) && silence > least && candidate >= last
 }
@@ -244,7 +239,9 @@ impl Elector {
         let counting = async {
             while !is_majority(&view.configs, &yes) {
                 match questions.join_next().await {
-                    Some(Ok((id, Ok(true)))) => drop(yes.insert(id)),
+                    Some(Ok((id, Ok(true)))) => {
+                        yes.insert(id);
+                    }
                     Some(_) => {}
                     None => return false,
                 }
