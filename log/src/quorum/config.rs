@@ -34,9 +34,11 @@ pub(crate) struct QuorumConfig {
 /// How long members wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QuorumTimeouts {
-    /// A member that hears nothing of a leader for at least so long stands for election.
+    /// A member that hears nothing of a leader for at least so long stands for election; one that
+    /// heard of a leader within this time votes for nobody else.
     pub(crate) election_least: Duration,
-    /// Each member draws its own time up to this one.
+    /// Each member draws its own time up to this one, anew each time. A leader that a majority has
+    /// not answered for so long gives up.
     pub(crate) election_most: Duration,
     /// How often a leader tells that it is there.
     pub(crate) heartbeat: Duration,
@@ -79,13 +81,24 @@ impl QuorumConfig {
         if !self.controllers.contains_key(&self.node) {
             problems.push(format!("controllers must name node {}, which is to be one", self.node));
         }
+        let QuorumTimeouts { election_least, election_most, heartbeat } = self.timeouts;
+        if heartbeat * 2 > election_least || election_least >= election_most {
+            problems.push(format!(
+                "controllers wait {election_least:?} to {election_most:?} for a leader that is \
+                 there every {heartbeat:?}: the first must be less than the second, and at least \
+                 twice the third"
+            ));
+        }
         let config = openraft::Config {
             cluster_name: "metadata".to_owned(),
-            // openraft waits for the lease of a leader, which it takes from the greater of the two,
-            // and then for the drawn time: together what we call the election timeout.
-            election_timeout_min: millis(self.timeouts.election_least) / 2,
-            election_timeout_max: millis(self.timeouts.election_most) / 2,
-            heartbeat_interval: millis(self.timeouts.heartbeat),
+            // Members stand for election as `elections` decides. What openraft still does with
+            // these: a vote is waited for as long as the first, and none is given for as long as
+            // the second after a leader was heard.
+            enable_elect: false,
+            election_timeout_min: millis(election_least) / 2,
+            election_timeout_max: millis(election_least),
+            // It looks at its clock every one and a half of these.
+            heartbeat_interval: millis(heartbeat) * 2 / 3,
             install_snapshot_timeout: 10_000,
             max_payload_entries: 256,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_after),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tailwater_kafka::BrokerId;
 use uuid::Uuid;
 
-use super::types::{SnapshotMeta, TypeConfig, Vote};
+use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 use crate::metadata::Image;
 
 /// A request to a controller.
@@ -55,6 +55,15 @@ pub(crate) enum QuorumMessage {
         directory: Uuid,
         /// What it says.
         message: RaftMessage,
+    },
+    /// Would it vote for the one that asks? Binds it to nothing.
+    WouldVote {
+        /// The member.
+        to: u64,
+        /// Its metadata folder.
+        directory: Uuid,
+        /// The last entry of the one that asks.
+        last: Option<LogId>,
     },
     /// Who is there? Asked by a node that is not in any cluster.
     Who,
@@ -97,6 +106,8 @@ pub(crate) struct Join {
 pub(crate) enum QuorumAnswer {
     /// To [`QuorumMessage::Raft`].
     Raft(RaftAnswer),
+    /// To [`QuorumMessage::WouldVote`].
+    WouldVote(bool),
     /// To [`QuorumMessage::Who`].
     Who(WhoAnswer),
     /// To [`QuorumMessage::Join`].

@@ -9,7 +9,8 @@
 //! The protocol is openraft's (docs/decisions/0011); here is what it stands on: the entries on disk
 //! ([`entry_log`]), what they come to ([`machine`]), the way to the others ([`messages`],
 //! [`network`]), and what is ours to decide: how a node gets into a cluster ([`formation`]), how the
-//! members change ([`members`]), and when a leader may decide ([`status`]). A node alone is a
+//! members change ([`members`]), when a member stands for election ([`elections`]), and when a leader
+//! may decide ([`status`]). A node alone is a
 //! quorum of one, by the same code.
 //!
 //! What is promised: records for which [`Quorum::propose`] has returned are on the disks of a
@@ -27,6 +28,7 @@
 //! | `snapshot` | 1 | `snapshot` |
 
 mod config;
+mod elections;
 mod entry_log;
 mod formation;
 mod identity;
@@ -57,6 +59,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use self::elections::Elector;
 use self::entry_log::EntryLog;
 use self::formation::Formation;
 use self::identity::Identity;
@@ -70,7 +73,7 @@ use self::patience::Patience;
 use self::peers::Peers;
 use self::snapshot::SnapshotFile;
 use self::status::Watcher;
-use self::types::{Member, Proposal, Raft, Snapshot, broker_id, raft_id};
+use self::types::{LogId, Member, Proposal, Raft, Snapshot, broker_id, raft_id};
 use crate::Error;
 use crate::metadata::{Image, MetadataIndex, Record};
 use crate::storage::disk;
@@ -231,6 +234,14 @@ impl Quorum {
             tracing::debug!(error = %fatal, "metadata quorum stopped at once");
         }
         lead_alone(&shared).await;
+        let elector = Elector {
+            id: raft_id(shared.config.node),
+            raft: shared.raft.clone(),
+            peers: shared.peers.clone(),
+            timeouts: shared.config.timeouts,
+            stopping: shared.stopping.clone(),
+        };
+        shared.tasks.spawn(elector.run());
         shared.tasks.spawn(watcher.run());
         if !shared.identity().joined() {
             let config = shared.config.clone();
@@ -285,9 +296,14 @@ impl Quorum {
     /// Answers another controller.
     pub(crate) async fn handle(&self, message: QuorumMessage) -> QuorumAnswer {
         match message {
-            QuorumMessage::Raft { to, directory, message } => {
-                self.handle_raft(to, directory, message).await
+            QuorumMessage::Raft { to, directory, .. }
+            | QuorumMessage::WouldVote { to, directory, .. }
+                if (to, directory) != self.own_id() =>
+            {
+                self.misdirected(to, directory)
             }
+            QuorumMessage::Raft { message, .. } => self.handle_raft(message).await,
+            QuorumMessage::WouldVote { last, .. } => self.handle_would_vote(last).await,
             QuorumMessage::Who => QuorumAnswer::Who(self.who()),
             QuorumMessage::Join(join) => QuorumAnswer::Join(self.handle_join(join).await),
         }
@@ -333,15 +349,27 @@ impl Quorum {
         self.shared.tasks.wait().await;
     }
 
-    async fn handle_raft(&self, to: u64, directory: Uuid, message: RaftMessage) -> QuorumAnswer {
-        let own = (raft_id(self.shared.config.node), self.shared.directory);
-        if own != (to, directory) {
-            let reason = format!(
-                "the message is for controller {to} on directory {directory}, here is {} on {}",
-                own.0, own.1
-            );
-            return QuorumAnswer::Refused { reason };
+    fn own_id(&self) -> (u64, Uuid) {
+        (raft_id(self.shared.config.node), self.shared.directory)
+    }
+
+    fn misdirected(&self, to: u64, directory: Uuid) -> QuorumAnswer {
+        let (own, own_directory) = self.own_id();
+        let reason = format!(
+            "the message is for controller {to} on directory {directory}, here is {own} on \
+             {own_directory}"
+        );
+        QuorumAnswer::Refused { reason }
+    }
+
+    async fn handle_would_vote(&self, last: Option<LogId>) -> QuorumAnswer {
+        match elections::answer(&self.shared.raft, self.shared.config.timeouts, last).await {
+            Ok(yes) => QuorumAnswer::WouldVote(yes),
+            Err(fatal) => QuorumAnswer::Refused { reason: fatal.to_string() },
         }
+    }
+
+    async fn handle_raft(&self, message: RaftMessage) -> QuorumAnswer {
         let raft = &self.shared.raft;
         let answer = match message {
             RaftMessage::AppendEntries(request) => {

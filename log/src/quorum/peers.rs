@@ -16,7 +16,7 @@ use super::messages::{
     NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
     RaftMessage, ask,
 };
-use super::types::{Member, Snapshot, TypeConfig, Vote};
+use super::types::{LogId, Member, Snapshot, TypeConfig, Vote};
 
 /// Makes a [`Peer`] for each other member.
 #[derive(Debug, Clone)]
@@ -32,6 +32,24 @@ impl Peers {
     /// Where `member` is reached.
     pub(crate) fn address(&self, id: u64, member: &Member) -> String {
         self.addresses.get(&id).unwrap_or(&member.address).clone()
+    }
+
+    /// Asks `member` whether it would vote for this one, whose last entry is `last`.
+    ///
+    /// # Errors
+    /// [`NetworkError`].
+    pub(crate) async fn would_vote(
+        &self,
+        id: u64,
+        member: Member,
+        last: Option<LogId>,
+    ) -> Result<bool, NetworkError> {
+        let address = self.address(id, &member);
+        let message = QuorumMessage::WouldVote { to: id, directory: member.directory, last };
+        match ask(&*self.network, &address, message).await? {
+            QuorumAnswer::WouldVote(yes) => Ok(yes),
+            _ => Err(NetworkError::new(&address, OTHER_ANSWER)),
+        }
     }
 }
 

@@ -3,8 +3,9 @@
 //! A leader is **active** once an empty entry of its own, written after it became leader, has been
 //! applied: then it has applied everything that any leader before it has committed, and everything
 //! that it proposed itself in an earlier activity. It stops being active when a majority has not
-//! answered it for an election timeout: the others may have another leader by then. When they
-//! answer again it writes another empty entry first.
+//! answered it for an election timeout: the others may have another leader by then, and it gives up
+//! ([`super::elections`]). One that did not notice, since it waited for its own disk, writes another
+//! empty entry first.
 
 use std::collections::BTreeSet;
 use std::future::Future;

@@ -51,9 +51,12 @@ async fn a_torn_append_is_cut_and_copied_anew() {
     let entries = cluster.folders[&node].path().join("metadata/entries.log");
     let length = std::fs::metadata(&entries).unwrap().len();
     std::fs::File::options().write(true).open(&entries).unwrap().set_len(length - 3).unwrap();
+    let leader = cluster.leader(&[]).await;
     cluster.start(node, &[1, 2, 3]).await;
     cluster.propose(3).await;
     cluster.has(node, 3).await;
+    let quorum = cluster.node(leader);
+    assert!(quorum.watch().borrow().is_active(), "{:?}", quorum.watch().borrow());
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,15 +202,20 @@ async fn after_a_failed_flush_nothing_is_acknowledged_until_a_restart() {
 async fn a_full_disk_is_waited_for() {
     let failing = Arc::new(Failing::default());
     let (cluster, quorum) = alone_on(&failing).await;
+    let before = quorum.watch().borrow().active_since.unwrap();
     failing.room.store(true, Ordering::Relaxed);
     let proposing = quorum.clone();
     let proposed =
         tokio::spawn(async move { proposing.propose(vec![Record::ProducerIds { next: 2 }]).await });
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(!proposed.is_finished());
+    assert!(!quorum.watch().borrow().is_active(), "others could have a leader by now");
     failing.room.store(false, Ordering::Relaxed);
-    proposed.await.unwrap().unwrap();
+    let index = proposed.await.unwrap().unwrap();
     assert_eq!(cluster.value(1), 2);
+    until("active", || quorum.watch().borrow().is_active()).await;
+    let since = quorum.watch().borrow().active_since.unwrap();
+    assert!(before < index && index < since, "settled before it is active again");
     // And a member that waits for room can be closed.
     failing.room.store(true, Ordering::Relaxed);
     let proposing = quorum.clone();

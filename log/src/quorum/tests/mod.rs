@@ -81,12 +81,17 @@ impl Cluster {
 
     /// Three nodes that have found each other.
     async fn of_three() -> Self {
+        Self::of(&[1, 2, 3]).await
+    }
+
+    /// Nodes that have found each other.
+    async fn of(nodes: &[i32]) -> Self {
         let mut cluster = Self::new();
-        for node in 1..=3 {
-            cluster.start(node, &[1, 2, 3]).await;
+        for node in nodes {
+            cluster.start(*node, nodes).await;
         }
-        for node in 1..=3 {
-            cluster.joined(node).await;
+        for node in nodes {
+            cluster.joined(*node).await;
         }
         cluster
     }
