@@ -32,6 +32,9 @@ const BROKERS: i32 = 5;
 
 type Key = (TopicId, PartitionId);
 
+/// An ISR as a leader proposes it.
+type Members = Vec<(BrokerId, BrokerEpoch)>;
+
 /// A broker's process and disk.
 #[derive(Debug)]
 struct Broker {
@@ -77,7 +80,7 @@ struct World {
     unflushed_lost: BTreeSet<Uuid>,
     records: BTreeMap<Key, Records>,
     /// ISR proposals that were sent, as (state they build on, members).
-    isr_proposals: BTreeMap<(Key, i32), Vec<Vec<(BrokerId, BrokerEpoch)>>>,
+    isr_proposals: BTreeMap<(Key, i32), Vec<Members>>,
     /// Whether an unclean election has been asked for: only then may records be lost.
     unclean_asked: bool,
     requests: u64,
