@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tailwater_apply::{KafkaLog, Pipeline, PipelineConfig, PipelineHandle};
-use tailwater_capture::{Capture, CaptureHandle, Config, SnapshotMode};
+use tailwater_capture::{Capture, CaptureHandle, Config, PartitionBy, SnapshotMode};
 use tailwater_change::{
     Column, Commit, Dialect, Identity, Index, Kind, Place, TableId, TableSchema,
 };
@@ -193,6 +193,8 @@ impl Run {
     async fn capture(self) {
         let (client, registry) = self.connect("capture").await;
         let config = Config {
+            partitions: 1,
+            partition_by: PartitionBy::Key,
             source: "shop".into(),
             snapshot: SnapshotMode::Initial,
             replication_factor: 1,
