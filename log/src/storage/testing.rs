@@ -18,7 +18,7 @@ use crate::storage::partition::{Partition, PartitionName, Shared};
 use crate::storage::read::{Read, ReadBelow, ReadRequest};
 use crate::storage::replicate::Answered;
 use crate::storage::reserve::Reserve;
-use crate::storage::{Disk, FileSystem};
+use crate::storage::Disk;
 use crate::topic_config::TopicConfig;
 
 /// What a node of its own shares, with files on `disk`.
