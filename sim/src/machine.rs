@@ -163,12 +163,27 @@ impl Lives {
         for life in 0.. {
             let disk = SimDisk::new(&self.world, &self.name, life, self.make.disk, left);
             self.set_now(Some((disk.clone(), None)));
-            self.live(&disk).await;
+            tokio::select! {
+                biased;
+                () = self.live(&disk) => {}
+                () = self.operate(&disk) => {}
+            }
             self.set_now(None);
             left = disk.take_left();
             drop(std::fs::remove_dir_all(disk.root()));
             tokio::time::sleep(self.dice.time(ms(5)..ms(2000))).await;
         }
+    }
+
+    /// Starts the process again some time after its disk has failed, as the operator is told to.
+    async fn operate(&self, disk: &SimDisk) {
+        while !disk.has_failed() {
+            tokio::time::sleep(ms(500)).await;
+        }
+        tokio::time::sleep(self.dice.time(ms(2000)..ms(30_000))).await;
+        disk.end(End::Process);
+        // The life sees it.
+        std::future::pending().await
     }
 
     /// Until the power is off, or the process has ended.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 use tailwater_kafka::BrokerId;
+use uuid::Uuid;
 
 use super::types::raft_id;
 use crate::Error;
@@ -54,6 +55,15 @@ impl Default for QuorumTimeouts {
     }
 }
 
+impl QuorumTimeouts {
+    /// This member's own time before it stands for election, ms.
+    fn draw(&self) -> u64 {
+        let (least, most) = (millis(self.election_least), millis(self.election_most));
+        let chance = u64::from(Uuid::new_v4().as_fields().0);
+        least + chance % most.saturating_sub(least).max(1)
+    }
+}
+
 /// Entries before a snapshot is made, unless something else is said. An entry is some hundred bytes,
 /// and the image is written in milliseconds.
 pub(crate) const SNAPSHOT_AFTER: u64 = 2000;
@@ -79,12 +89,14 @@ impl QuorumConfig {
         if !self.controllers.contains_key(&self.node) {
             problems.push(format!("controllers must name node {}, which is to be one", self.node));
         }
+        let drawn = self.timeouts.draw();
         let config = openraft::Config {
             cluster_name: "metadata".to_owned(),
             // openraft waits for the lease of a leader, which it takes from the greater of the two,
             // and then for the drawn time: together what we call the election timeout.
-            election_timeout_min: millis(self.timeouts.election_least) / 2,
-            election_timeout_max: millis(self.timeouts.election_most) / 2,
+            // Drawn here, and not by openraft, whose random numbers a simulation cannot repeat.
+            election_timeout_min: drawn / 2,
+            election_timeout_max: drawn / 2 + 1,
             heartbeat_interval: millis(self.timeouts.heartbeat),
             install_snapshot_timeout: 10_000,
             max_payload_entries: 256,
