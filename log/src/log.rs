@@ -169,10 +169,29 @@ impl Log {
         let controller = open_controller(&opened.shared, &network).await?;
         let log = Arc::new(Self::start(opened, controller, network));
         log.spawn(Self::look_after_retention(Arc::downgrade(&log)));
-        if log.shared.config.all_controllers().len() == 1 && log.controller.is_some() {
-            log.serving().await;
+        if log.shared.config.all_controllers().len() == 1
+            && let Some(controller) = &log.controller
+        {
+            log.serving_alone(controller.quorum()).await?;
         }
         Ok(log)
+    }
+
+    /// Waits until this node serves, or never will: its own quorum is the only one.
+    async fn serving_alone(&self, quorum: &Quorum) -> Result<(), Error> {
+        let mut status = quorum.watch();
+        let stopped = async {
+            let ended = status.wait_for(|status| status.stopped.is_some()).await;
+            ended.map_or_else(
+                |closed| closed.to_string(),
+                |status| status.stopped.clone().unwrap_or_default(),
+            )
+        };
+        tokio::select! {
+            biased;
+            () = self.serving() => Ok(()),
+            reason = stopped => Err(Error::Unavailable { operation: "begin to serve", reason }),
+        }
     }
 
     /// Serves Kafka's protocol on `listener` until `shutdown`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::dice::{Dice, ms};
 use crate::disk::End;
 use crate::machine::Machine;
+use crate::replicas;
 use crate::world::World;
 
 /// Has something go wrong now and then, for `time`; then nothing does, and every machine works.
@@ -15,25 +16,11 @@ pub(crate) async fn run(
     clients: &[String],
     time: Duration,
 ) {
-    let dice = world.dice("chaos");
-    let pauses = ms(20)..dice.time(ms(200)..ms(8000));
-    let trouble = async {
-        loop {
-            tokio::time::sleep(dice.time(pauses.clone())).await;
-            let machine = &machines[dice.pick(0..machines.len())];
-            // Who talks to it: clients, and the other machines.
-            let others =
-                machines.iter().map(|other| other.name()).filter(|it| *it != machine.name());
-            let others: Vec<&str> = clients.iter().map(String::as_str).chain(others).collect();
-            // What one of two keeps, nobody else may have.
-            if machines.len() > 2 && dice.chance(0.05) {
-                machine.end(End::Disk);
-            }
-            one(world, &dice, machine, others[dice.pick(0..others.len())]).await;
-        }
-    };
+    // One trouble may end while another goes on, unless there is only one machine to trouble.
+    let troubles = (1..machines.len().clamp(2, 3))
+        .map(|number| trouble(world, machines, clients, world.dice(&format!("chaos {number}"))));
     // The time is up: whatever trouble there is ends.
-    drop(tokio::time::timeout(time, trouble).await);
+    drop(tokio::time::timeout(time, futures_util::future::join_all(troubles)).await);
     world.end_faults();
     for machine in machines {
         machine.set_slow(false);
@@ -41,14 +28,35 @@ pub(crate) async fn run(
     }
 }
 
-/// After [`run`]: that every machine is up and every partition serves.
+/// One trouble after the other.
+async fn trouble(world: &World, machines: &[Arc<Machine>], clients: &[String], dice: Dice) {
+    let pauses = ms(20)..dice.time(ms(200)..ms(8000));
+    loop {
+        tokio::time::sleep(dice.time(pauses.clone())).await;
+        let machine = &machines[dice.pick(0..machines.len())];
+        // Who talks to it: clients, and the other machines.
+        let others = machines.iter().map(|other| other.name()).filter(|it| *it != machine.name());
+        let others: Vec<&str> = clients.iter().map(String::as_str).chain(others).collect();
+        // What one of two keeps, nobody else may have.
+        if machines.len() > 2
+            && dice.chance(0.05)
+            && replicas::problem(machines).is_none()
+            && world.may_lose_disk()
+        {
+            machine.end(End::Disk);
+        }
+        one(world, &dice, machine, others[dice.pick(0..others.len())]).await;
+    }
+}
+
+/// After [`run`]: that every machine is up, every partition serves, and replicas are alike.
 pub(crate) async fn check_machines(machines: &[Arc<Machine>]) -> Result<(), String> {
     for machine in machines {
         if let Some(offline) = machine.offline().await {
             return Err(format!("a partition is offline: {offline}"));
         }
     }
-    Ok(())
+    replicas::check(machines).await
 }
 
 async fn one(world: &World, dice: &Dice, machine: &Machine, other: &str) {

@@ -9,7 +9,7 @@
 //!
 //! A run is a [`Workload`] with a seed. While it works, `chaos` cuts power, ends processes, slows
 //! disks and parts hosts; then everything heals, and an oracle says whether what was promised was
-//! kept. Everything that depends on chance is thrown from the seed, and the trace of what happened
+//! kept, and that the replicas of each partition are alike. Everything that depends on chance is thrown from the seed, and the trace of what happened
 //! has a hash: the same seed is the same run.
 //!
 //! **One process runs one seed.** The system's random numbers (hash maps, ids, tokio's `select!`)
@@ -25,7 +25,9 @@ mod network;
 mod pipeline;
 mod plant;
 mod produce;
+mod replicas;
 mod trace;
+mod wire;
 mod world;
 
 use std::time::Duration;
@@ -53,6 +55,8 @@ pub enum Workload {
 pub struct Order {
     /// What.
     pub workload: Workload,
+    /// How many log nodes there are.
+    pub nodes: i32,
     /// With which seed.
     pub seed: u64,
     /// What is to be wrong.
@@ -81,7 +85,7 @@ pub fn run(order: Order) -> std::io::Result<Outcome> {
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     let trace = Trace::new(order.show);
     let failure = runtime.block_on(async {
-        let world = World::new(order.seed, order.plant, trace.clone());
+        let world = World::new(order, trace.clone());
         let working = async {
             match order.workload {
                 Workload::Produce => produce::run(&world).await,

@@ -1,20 +1,26 @@
 //! A machine with a log node: it starts, is cut off, and starts again from what its disk kept.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tailwater_kafka::{BrokerId, Node};
-use tailwater_log::{Clock, Config, Disk, FlushPolicy, Log, Workers};
+use tailwater_kafka::{BrokerId, Node, Transport};
+use tailwater_log::{Clock, Config, ControllerNetwork, Disk, FlushPolicy, Log, Workers};
 use tokio::task::JoinSet;
 
 use crate::dice::{Dice, ms};
 use crate::disk::{DiskFaults, End, SimDisk, Unflushed};
 use crate::plant::Plant;
 use crate::trace;
+use crate::wire::{ControllerEnd, Wire};
 use crate::world::World;
 
 /// The port of every broker.
 const PORT: u16 = 9092;
+
+/// The port of every controller.
+const CONTROLLER_PORT: u16 = 9093;
 
 /// What a machine is like in this run.
 #[derive(Debug, Clone)]
@@ -60,7 +66,12 @@ struct Shared {
 }
 
 impl Machine {
-    pub(crate) fn start(world: &World, number: i32, make: Make) -> Self {
+    /// All the machines of a run, each of this make.
+    pub(crate) fn start_all(world: &World, make: &Make) -> Vec<Arc<Self>> {
+        (1..=world.nodes).map(|number| Arc::new(Self::start(world, number, make.clone()))).collect()
+    }
+
+    fn start(world: &World, number: i32, make: Make) -> Self {
         let name = format!("node-{number}");
         let shared = Arc::new(Shared::default());
         let lives = Lives {
@@ -108,13 +119,19 @@ impl Machine {
         }
     }
 
+    /// The node that runs and its folder, if one does.
+    pub(crate) fn running(&self) -> Option<(Arc<Log>, PathBuf)> {
+        let now = self.now();
+        let (disk, log) = now.as_ref()?;
+        let log = log.as_ref().filter(|_| !disk.off().is_cancelled())?;
+        Some((Arc::clone(log), disk.root().to_owned()))
+    }
+
     /// Once it is up: why a partition serves nobody, if there is one.
     pub(crate) async fn offline(&self) -> Option<String> {
         let log = loop {
-            if let Some((disk, Some(log))) = &*self.now()
-                && !disk.off().is_cancelled()
-            {
-                break Arc::clone(log);
+            if let Some((log, _)) = self.running() {
+                break log;
             }
             tokio::time::sleep(ms(10)).await;
         };
@@ -146,12 +163,27 @@ impl Lives {
         for life in 0.. {
             let disk = SimDisk::new(&self.world, &self.name, life, self.make.disk, left);
             self.set_now(Some((disk.clone(), None)));
-            self.live(&disk).await;
+            tokio::select! {
+                biased;
+                () = self.live(&disk) => {}
+                () = self.operate(&disk) => {}
+            }
             self.set_now(None);
             left = disk.take_left();
             drop(std::fs::remove_dir_all(disk.root()));
             tokio::time::sleep(self.dice.time(ms(5)..ms(2000))).await;
         }
+    }
+
+    /// Starts the process again some time after its disk has failed, as the operator is told to.
+    async fn operate(&self, disk: &SimDisk) {
+        while !disk.has_failed() {
+            tokio::time::sleep(ms(500)).await;
+        }
+        tokio::time::sleep(self.dice.time(ms(2000)..ms(30_000))).await;
+        disk.end(End::Process);
+        // The life sees it.
+        std::future::pending().await
     }
 
     /// Until the power is off, or the process has ended.
@@ -177,8 +209,12 @@ impl Lives {
         let address = format!("{}:{PORT}", self.name);
         let node = Arc::clone(&log) as Arc<dyn Node>;
         self.world.network.attach(&address, node, disk.off().clone());
+        let controller_address = controller_address(self.number);
+        let end = ControllerEnd { log, off: disk.off().clone() };
+        self.world.network.attach_controller(&controller_address, end);
         disk.off().cancelled().await;
         self.world.network.detach(&address);
+        self.world.network.detach(&controller_address);
     }
 
     fn config(&self, disk: &SimDisk) -> Config {
@@ -186,7 +222,20 @@ impl Lives {
             Some(Plant::AcksBeforeFlush) => FlushPolicy::Never,
             _ => FlushPolicy::Always,
         };
+        // A node alone is one that knows of no others.
+        let controllers = if self.world.nodes > 1 {
+            (1..=self.world.nodes).map(|it| (BrokerId::new(it), controller_address(it))).collect()
+        } else {
+            BTreeMap::new()
+        };
+        let (network, off) = (&self.world.network, || disk.off().clone());
+        let wire = Wire::new(network, &self.name, off());
         Config {
+            controllers,
+            replication_factor: self.world.replication_factor(),
+            min_insync_replicas: if self.world.nodes > 1 { 2 } else { 1 },
+            peers: Transport::simulated(Vec::new(), network.end(&self.name, off())),
+            controller_network: ControllerNetwork::Wire(Arc::new(wire)),
             node_id: BrokerId::new(self.number),
             advertised_host: self.name.clone(),
             advertised_port: PORT,
@@ -211,6 +260,10 @@ impl Lives {
     fn note(&self, what: &str) {
         self.world.trace.note(&self.name, format_args!("{what}"));
     }
+}
+
+fn controller_address(number: i32) -> String {
+    format!("node-{number}:{CONTROLLER_PORT}")
 }
 
 /// The simulated time of day.

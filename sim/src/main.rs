@@ -16,6 +16,9 @@ struct Arguments {
     /// What is run.
     #[arg(long, value_enum, default_value = "produce")]
     workload: Workload,
+    /// Log nodes: one alone, or a cluster of three.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=9))]
+    nodes: i32,
     /// Runs this seed only, here, and shows what happens.
     #[arg(long, conflicts_with = "seeds")]
     seed: Option<u64>,
@@ -89,7 +92,9 @@ fn one(arguments: &Arguments, seed: u64) -> std::io::Result<bool> {
         (_, true) => Show::Messages,
         _ => Show::Lines,
     };
-    let order = Order { workload: arguments.workload, seed, plant: arguments.plant, show };
+    let Arguments { workload, nodes, plant, .. } = arguments;
+    let (workload, nodes, plant) = (*workload, *nodes, *plant);
+    let order = Order { workload, nodes, seed, plant, show };
     let outcome = tailwater_sim::run(order)?;
     let panicked = PANICKED.load(Ordering::SeqCst).then(|| "something panicked".to_owned());
     let failure = panicked.or(outcome.failure);
@@ -126,10 +131,13 @@ fn many(arguments: &Arguments) -> std::io::Result<bool> {
         None => println!("{} seeds from {} on: ok", arguments.seeds, arguments.from),
         Some(seed) => {
             let workload = name_of(arguments.workload);
-            let plant = arguments.plant.map(|plant| format!(" -- --plant {}", name_of(plant)));
+            let plant = arguments.plant.map(|plant| format!(" --plant {}", name_of(plant)));
             let plant = plant.unwrap_or_default();
+            let nodes = arguments.nodes;
             println!("failed: {failed:?}; to see the first:");
-            println!("  cargo xtask sim --workload {workload} --seed {seed}{plant}");
+            println!(
+                "  cargo xtask sim --workload {workload} --seed {seed} -- --nodes {nodes}{plant}"
+            );
         }
     }
     Ok(failed.is_empty())
@@ -138,7 +146,7 @@ fn many(arguments: &Arguments) -> std::io::Result<bool> {
 fn start(arguments: &Arguments, seed: u64) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--quiet", "--workload", &name_of(arguments.workload)]);
-    command.args(["--seed", &seed.to_string()]);
+    command.args(["--seed", &seed.to_string(), "--nodes", &arguments.nodes.to_string()]);
     if let Some(plant) = arguments.plant {
         command.args(["--plant", &name_of(plant)]);
     }

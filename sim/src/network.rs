@@ -22,7 +22,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dice::{Dice, ms};
+use crate::plant::Plant;
 use crate::trace::Trace;
+use crate::wire::ControllerEnd;
 
 /// Requests of one connection that are not sent yet.
 const QUEUE: usize = 64;
@@ -43,12 +45,14 @@ struct Shared {
     opened: watch::Sender<u64>,
     dice: Dice,
     trace: Trace,
+    plant: Option<Plant>,
     lines: Mutex<JoinSet<()>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     brokers: BTreeMap<String, Broker>,
+    controllers: BTreeMap<String, ControllerEnd>,
     /// From host, to host.
     cuts: BTreeSet<(String, String)>,
     connections: BTreeMap<u64, Connection>,
@@ -76,12 +80,13 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Network {
-    pub(crate) fn new(dice: Dice, trace: Trace) -> Self {
+    pub(crate) fn new(dice: Dice, plant: Option<Plant>, trace: Trace) -> Self {
         let shared = Shared {
             state: Mutex::default(),
             opened: watch::Sender::new(0),
             dice,
             trace,
+            plant,
             lines: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -101,9 +106,59 @@ impl Network {
         self.state().brokers.insert(address.to_owned(), Broker { node, off });
     }
 
+    /// A controller can be reached at `address`.
+    pub(crate) fn attach_controller(&self, address: &str, end: ControllerEnd) {
+        self.state().controllers.insert(address.to_owned(), end);
+    }
+
     /// Nobody can be reached at `address` any more.
     pub(crate) fn detach(&self, address: &str) {
-        self.state().brokers.remove(address);
+        let mut state = self.state();
+        state.brokers.remove(address);
+        state.controllers.remove(address);
+    }
+
+    /// The controller at `address`, if it works.
+    pub(crate) fn controller(&self, address: &str) -> Option<ControllerEnd> {
+        let end = self.state().controllers.get(address).cloned();
+        end.filter(|end| !end.off.is_cancelled())
+    }
+
+    /// Notes a connection of `client`, which breaks when the token is cancelled.
+    pub(crate) fn register(&self, client: &str, broker: &str) -> (u64, CancellationToken) {
+        let broken = CancellationToken::new();
+        let connection = Connection {
+            client: client.to_owned(),
+            broker: broker.to_owned(),
+            broken: broken.clone(),
+        };
+        let mut state = self.state();
+        let id = state.next;
+        state.next += 1;
+        state.connections.insert(id, connection);
+        (id, broken)
+    }
+
+    /// A connection is over.
+    pub(crate) fn forget(&self, id: u64) {
+        self.state().connections.remove(&id);
+    }
+
+    /// Does something on the network's own account.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut lines = lock(&self.shared.lines);
+        while lines.try_join_next().is_some() {}
+        lines.spawn(task);
+    }
+
+    /// Whether something of this probability happens.
+    pub(crate) fn chance(&self, probability: f64) -> bool {
+        self.shared.dice.chance(probability)
+    }
+
+    /// A message that arrived.
+    pub(crate) fn tell(&self, way: std::fmt::Arguments<'_>, contents: &dyn std::fmt::Debug) {
+        self.shared.trace.message(way, contents);
     }
 
     /// Nothing comes from one host to another.
@@ -148,7 +203,7 @@ impl Network {
     }
 
     /// Waits until `at`, and on until something comes through.
-    async fn arrival(&self, at: Option<Instant>, from: &str, to: &str) {
+    pub(crate) async fn arrival(&self, at: Option<Instant>, from: &str, to: &str) {
         let Some(at) = at else { return std::future::pending().await };
         tokio::time::sleep_until(at).await;
         let mut opened = self.shared.opened.subscribe();
@@ -160,13 +215,13 @@ impl Network {
     }
 
     /// When a message sent now arrives behind one that arrives at `behind`.
-    fn arrives(&self, behind: Option<Instant>) -> Instant {
+    pub(crate) fn arrives(&self, behind: Option<Instant>) -> Instant {
         let delay = self.shared.dice.time(std::time::Duration::from_micros(100)..ms(20));
         behind.map_or(Instant::now() + delay, |behind| behind.max(Instant::now() + delay))
     }
 
     /// Whether a message is the last of its connection.
-    fn breaks(&self) -> bool {
+    pub(crate) fn breaks(&self) -> bool {
         !self.state().is_healed && self.shared.dice.chance(BREAK)
     }
 
@@ -180,16 +235,10 @@ impl Network {
         let broker = broker.filter(|broker| !broker.off.is_cancelled());
         let broker = broker.ok_or(io::ErrorKind::ConnectionRefused)?;
         let (requests, incoming) = mpsc::channel(QUEUE);
-        let (closed, broken) = (CancellationToken::new(), CancellationToken::new());
+        let closed = CancellationToken::new();
         let apis = broker.node.supported_apis().to_vec();
-        let host = address.split(':').next().unwrap_or(address).to_owned();
-        let mut state = self.state();
-        let id = state.next;
-        state.next += 1;
-        let connection =
-            Connection { client: client.to_owned(), broker: host.clone(), broken: broken.clone() };
-        state.connections.insert(id, connection);
-        drop(state);
+        let host = host_of(address).to_owned();
+        let (id, broken) = self.register(client, &host);
         self.note(format_args!("connect {client} -> {host} ({id})"));
         let driver = Driver {
             network: self.clone(),
@@ -205,9 +254,7 @@ impl Network {
             running: FuturesOrdered::new(),
             to_client: VecDeque::new(),
         };
-        let mut lines = lock(&self.shared.lines);
-        while lines.try_join_next().is_some() {}
-        lines.spawn(driver.run(incoming));
+        self.spawn(driver.run(incoming));
         Ok(SimLine { apis, requests, closed })
     }
 
@@ -226,7 +273,7 @@ struct NetworkEnd {
 #[async_trait]
 impl tailwater_kafka::Network for NetworkEnd {
     async fn connect(&self, address: &str) -> io::Result<Arc<dyn Line>> {
-        let host = address.split(':').next().unwrap_or(address);
+        let host = host_of(address);
         for (from, to) in [(self.host.as_str(), host), (host, self.host.as_str())] {
             let at = self.network.arrives(None);
             self.network.arrival(Some(at), from, to).await;
@@ -338,7 +385,7 @@ impl Driver {
         };
         self.network
             .note(format_args!("end {} -> {} ({}): {over:?}", self.client, self.host, self.id));
-        self.network.state().connections.remove(&self.id);
+        self.network.forget(self.id);
         if over == Over::PowerOff {
             self.running.clear();
             self.node = None;
@@ -382,9 +429,12 @@ impl Driver {
     }
 
     fn deliver(&mut self) {
-        let Some((_, Call { header, request, answer })) = self.to_broker.pop_front() else {
+        let Some((_, Call { header, mut request, answer })) = self.to_broker.pop_front() else {
             return;
         };
+        if let Some(plant) = self.network.shared.plant {
+            plant.change(&mut request);
+        }
         let way = format_args!("{} -> {} ({}) {:?}", self.client, self.host, self.id, header.api);
         self.network.shared.trace.message(way, &request);
         let Some(node) = self.node.clone() else { return };
@@ -436,6 +486,11 @@ async fn next_call(closed: &CancellationToken, incoming: &mut mpsc::Receiver<Cal
         () = closed.cancelled() => Event::Over(Over::ClientGone),
         call = incoming.recv() => call.map_or(Event::Over(Over::ClientGone), Event::Called),
     }
+}
+
+/// The host of `host:port`.
+pub(crate) fn host_of(address: &str) -> &str {
+    address.split(':').next().unwrap_or(address)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -55,7 +55,7 @@ struct Shared {
 /// Runs the workload to its end.
 pub(crate) async fn run(world: &World) -> Result<(), String> {
     let dice = world.dice("pipeline");
-    let machines = [Arc::new(Machine::start(world, 1, Make::throw(&dice)))];
+    let machines = Machine::start_all(world, &Make::throw(&dice));
     let run = Run::new(world, machines.iter().map(|machine| machine.address()).collect());
     match world.plant {
         Some(Plant::CommitsEachStep) => run.target.plant(Planted::CommitsEachStep),
@@ -179,7 +179,7 @@ impl Run {
             let client = self.world.client(host, &self.brokers).await;
             let config = tailwater_registry::Config {
                 topic: "_schemas".into(),
-                replication_factor: 1,
+                replication_factor: self.world.replication_factor(),
                 clock: trace::now_ms,
             };
             match Registry::open(client.clone(), config).await {
@@ -197,7 +197,7 @@ impl Run {
             partition_by: PartitionBy::Key,
             source: "shop".into(),
             snapshot: SnapshotMode::Initial,
-            replication_factor: 1,
+            replication_factor: self.world.replication_factor(),
             max_record_bytes: 5000,
             in_flight_bytes: 1 << 16,
             decode_bytes: 1 << 12,

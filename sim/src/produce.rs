@@ -58,9 +58,9 @@ struct Run {
 pub(crate) async fn run(world: &World) -> Result<(), String> {
     let dice = world.dice("produce");
     let make = Make::throw(&dice);
-    let machines = [Arc::new(Machine::start(world, 1, make))];
+    let machines = Machine::start_all(world, &make);
     let brokers: Vec<String> = machines.iter().map(|machine| machine.address()).collect();
-    let topics = topics(&dice);
+    let topics = topics(&dice, world.replication_factor());
     let partitions = topics.iter().flat_map(|topic| {
         (0..topic.partitions)
             .map(|number| TopicPartition::new(topic.name.clone(), PartitionId::new(number)))
@@ -95,17 +95,18 @@ pub(crate) async fn run(world: &World) -> Result<(), String> {
     if tokio::time::timeout(limit, working).await.is_err() {
         return Err("producers do not get through although nothing goes wrong any more".into());
     }
+    run.write_last().await?;
     chaos::check_machines(&machines).await?;
     let judged = tokio::time::timeout(PATIENCE, run.judge()).await;
     judged.unwrap_or_else(|_| Err("the log cannot be read to its end".into()))
 }
 
-fn topics(dice: &Dice) -> Vec<TopicSpec> {
+fn topics(dice: &Dice, replication_factor: i16) -> Vec<TopicSpec> {
     (0..dice.pick(1..3))
         .map(|number| TopicSpec {
             name: format!("topic-{number}"),
             partitions: i32::try_from(dice.pick(1..4)).unwrap_or(1),
-            replication_factor: 1,
+            replication_factor,
             configs: Vec::new(),
         })
         .collect()
@@ -151,6 +152,31 @@ impl Run {
                 return;
             }
         }
+    }
+
+    /// One more record for every partition: whatever has happened, writes go on.
+    async fn write_last(&self) -> Result<(), String> {
+        let client = self.world.client("reader", &self.brokers).await;
+        let failed = |error| format!("nothing can be written any more: {error:?}");
+        let producer = client.producer(ProducerConfig::default()).await.map_err(failed)?;
+        let dice = self.world.dice("last");
+        let mut writer = Writer {
+            run: self,
+            dice: &dice,
+            name: "last".to_owned(),
+            producer,
+            handles: Vec::new(),
+            values: Vec::new(),
+            told: 0,
+        };
+        let partitions = self.partitions.iter();
+        writer.handles = partitions.map(|one| writer.producer.register(one)).collect();
+        for (number, partition) in self.partitions.iter().enumerate() {
+            writer.append(number, partition, number).map_err(failed)?;
+        }
+        writer.producer.drain().await.map_err(failed)?;
+        writer.learn();
+        Ok(())
     }
 
     /// Reads a partition for ever, and looks whether what it reads stays.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tailwater_kafka::{Client, ClientConfig, Transport};
 use tokio_util::sync::CancellationToken;
 
+use crate::Order;
 use crate::dice::{Dice, ms};
 use crate::network::Network;
 use crate::plant::Plant;
@@ -20,25 +21,35 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) network: Network,
     pub(crate) plant: Option<Plant>,
+    /// Log nodes.
+    pub(crate) nodes: i32,
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
     faults: AtomicBool,
+    has_lost_disk: AtomicBool,
     failure: Mutex<Option<String>>,
     failed: CancellationToken,
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, plant: Option<Plant>, trace: Trace) -> Self {
+    pub(crate) fn new(order: Order, trace: Trace) -> Self {
+        let Order { seed, plant, nodes, .. } = order;
         let shared = Arc::new(Shared {
             faults: AtomicBool::new(true),
+            has_lost_disk: AtomicBool::new(false),
             failure: Mutex::default(),
             failed: CancellationToken::new(),
         });
-        let network = Network::new(Dice::new(seed, "network"), trace.clone());
-        Self { seed, trace, network, plant, shared }
+        let network = Network::new(Dice::new(seed, "network"), plant, trace.clone());
+        Self { seed, trace, network, plant, nodes, shared }
+    }
+
+    /// Replicas of a topic: every node has one.
+    pub(crate) fn replication_factor(&self) -> i16 {
+        i16::try_from(self.nodes).unwrap_or(1)
     }
 
     /// The dice of the component `label`.
@@ -49,6 +60,12 @@ impl World {
     /// Whether things go wrong.
     pub(crate) fn has_faults(&self) -> bool {
         self.shared.faults.load(Ordering::Relaxed)
+    }
+
+    /// Whether a disk may be lost, which it then is: one in a run, for when another node has all that
+    /// was on it cannot be seen from outside.
+    pub(crate) fn may_lose_disk(&self) -> bool {
+        !self.shared.has_lost_disk.swap(true, Ordering::Relaxed)
     }
 
     /// From now on nothing goes wrong any more.

@@ -112,7 +112,9 @@ impl Partition {
             if let Some(producer) = ProducerBatch::of(batch.header()) {
                 online.producers.record(&producer, batch.base_offset(), batch.last_offset(), now);
             }
-            if batch.leader_epoch() != online.epochs.current() {
+            // Not the newest epoch that is known: before the first record there is none, and the
+            // first leader's is 0 as well.
+            if online.epochs.epoch_of(batch.base_offset()) != Some(batch.leader_epoch()) {
                 online.epochs.note(batch.leader_epoch(), batch.base_offset())?;
                 online.epochs_noted = true;
             }
