@@ -13,12 +13,12 @@ use uuid::Uuid;
 use crate::Config;
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::replica::{Assignment, Event};
+use crate::storage::Disk;
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::partition::{Partition, PartitionName, Shared};
 use crate::storage::read::{Read, ReadBelow, ReadRequest};
 use crate::storage::replicate::Answered;
 use crate::storage::reserve::Reserve;
-use crate::storage::Disk;
 use crate::topic_config::TopicConfig;
 
 /// What a node of its own shares, with files on `disk`.
