@@ -295,6 +295,8 @@ fn broker_disposition(code: ErrorCode) -> Disposition {
     let stale = matches!(
         code,
         ErrorCode::KafkaStorageError
+            // Too few brokers for it are there now: others may be starting, or come back.
+            | ErrorCode::InvalidReplicationFactor
             | ErrorCode::FencedLeaderEpoch
             | ErrorCode::UnknownLeaderEpoch
             | ErrorCode::BrokerNotAvailable

@@ -135,6 +135,12 @@ struct StoredNode {
     directory: Uuid,
 }
 
+/// What every version of `node.json` has.
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
 /// What `stopped.json` says: it is there between a clean stop and the next start.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -583,6 +589,16 @@ fn status(image: &Image, partition: &Partition) -> PartitionStatus {
 fn read_node(data_dir: &Path, node_id: BrokerId) -> Result<Option<Uuid>, Error> {
     let path = data_dir.join("node.json");
     let Some(contents) = disk::read_if_exists(&path)? else { return Ok(None) };
+    let older: Version = decode_json(&path, &contents, NODE_VERSION)?;
+    if older.version < NODE_VERSION {
+        return Err(Error::Config {
+            problems: vec![format!(
+                "{} is from before there was metadata, which no release had: begin with an empty \
+                 folder, and let the sources write anew",
+                data_dir.display()
+            )],
+        });
+    }
     let stored: StoredNode = decode_json(&path, &contents, NODE_VERSION)?;
     if stored.node_id != node_id.get() {
         return Err(Error::OtherNode {

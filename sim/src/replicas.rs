@@ -92,13 +92,14 @@ fn compare(machines: &[Arc<Machine>]) -> Result<(), String> {
     Ok(())
 }
 
-/// The batches of each partition in `folder`, as they are on the disk. Not those of the system's
-/// own topics: every node compacts its own.
+/// The batches of each partition in `folder`, as they are on the disk. Not those of compacted topics:
+/// every node compacts its own.
 fn partitions(folder: &Path) -> std::io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut found = BTreeMap::new();
     for topic in fs::read_dir(folder)? {
         let topic = topic?;
-        if topic.file_name().to_string_lossy().starts_with('_') {
+        let name = topic.file_name().to_string_lossy().into_owned();
+        if name.starts_with('_') || name.ends_with(".state") {
             continue;
         }
         for partition in fs::read_dir(topic.path())? {

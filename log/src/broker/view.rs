@@ -18,7 +18,7 @@ use crate::storage::partition::Partition;
 /// clusters of hundreds of brokers.
 const INTERNAL_PARTITIONS: i32 = 4;
 
-/// Replicas of the log's own topics, as far as there are brokers.
+/// Replicas of the log's own topics, if the cluster is that large.
 const INTERNAL_REPLICAS: usize = 3;
 
 /// Small, so that a new coordinator has read them soon.
@@ -144,7 +144,10 @@ impl Log {
         if image.topic_by_name(topic).is_some() {
             return Ok(());
         }
-        let replicas = image.live_brokers().count().clamp(1, INTERNAL_REPLICAS);
+        // Of all brokers there are to be, not of those that are live just now: what is made while
+        // others start, or are away, would have too few replicas for ever.
+        let controllers = self.shared.config.all_controllers().len();
+        let replicas = image.brokers().len().max(controllers).clamp(1, INTERNAL_REPLICAS);
         let configs = [("cleanup.policy", "compact"), ("segment.bytes", INTERNAL_SEGMENT_BYTES)];
         let new = NewTopic {
             name: topic.to_owned(),
@@ -158,6 +161,9 @@ impl Log {
         match self.link.ask(request).await.map_err(coordinator_refusal)? {
             ControllerAnswer::Created(mut created) => match created.pop() {
                 // Or somebody else just has.
+                Some(Err(refusal)) if refusal.code == ErrorCode::InvalidReplicationFactor => {
+                    Err(Refused::new(ErrorCode::CoordinatorNotAvailable, refusal.message))
+                }
                 Some(Err(refusal)) if refusal.code != ErrorCode::TopicAlreadyExists => {
                     Err(refusal.into())
                 }

@@ -213,6 +213,16 @@ mod tests {
         assert_eq!(epochs, [(3, 0), (5, 40)]);
     }
 
+    /// The first epoch is 0, as is what a log without records is in.
+    #[test]
+    fn what_the_first_leader_wrote_is_of_its_epoch() {
+        let folder = tempfile::tempdir().unwrap();
+        let follower = following(&folder.path().join("0"), Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(0, 10, 0)), None).unwrap();
+        follower.write_round();
+        assert_eq!(follower.wanted().unwrap().last_epoch.get(), 0);
+    }
+
     #[test]
     fn what_does_not_continue_the_log_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();

@@ -26,9 +26,19 @@ fn the_target_becomes_the_source_whatever_dies() {
 }
 
 #[test]
+fn three_nodes_keep_what_was_acknowledged_and_end_alike() {
+    let (well, text) = sim(&["--nodes", "3", "--workload", "produce", "--seeds", "60"]);
+    assert!(well, "{text}");
+    let (well, text) = sim(&["--nodes", "3", "--workload", "pipeline", "--seeds", "20"]);
+    assert!(well, "{text}");
+}
+
+#[test]
 fn a_seed_is_one_run_and_another_seed_another() {
-    for workload in ["produce", "pipeline"] {
-        let run = |seed: &str| sim(&["--workload", workload, "--quiet", "--seed", seed]).1;
+    for (workload, nodes) in [("produce", "1"), ("pipeline", "1"), ("produce", "3")] {
+        let run = |seed: &str| {
+            sim(&["--workload", workload, "--nodes", nodes, "--quiet", "--seed", seed]).1
+        };
         for (seed, other) in [("1", "2"), ("3", "4"), ("5", "6")] {
             assert_eq!(run(seed), run(seed));
             let hash =
@@ -39,17 +49,21 @@ fn a_seed_is_one_run_and_another_seed_another() {
 }
 
 /// Whether one of some seeds shows the bug.
-fn is_seen(workload: &str, plant: &str) -> bool {
-    let (well, text) = sim(&["--workload", workload, "--plant", plant, "--seeds", "60"]);
+fn is_seen(workload: &str, nodes: &str, plant: &str) -> bool {
+    let what = ["--workload", workload, "--nodes", nodes, "--plant", plant, "--seeds", "60"];
+    let (well, text) = sim(&what);
     assert_ne!(well, text.contains("FAILED: "), "{text}");
     !well
 }
 
 #[test]
 fn planted_bugs_are_seen() {
-    assert!(is_seen("produce", "acks-before-flush"));
-    assert!(is_seen("produce", "disk-lies"));
-    assert!(is_seen("pipeline", "acks-before-flush"));
-    assert!(is_seen("pipeline", "commits-each-step"));
-    assert!(is_seen("pipeline", "saves-progress-aside"));
+    assert!(is_seen("produce", "1", "acks-before-flush"));
+    assert!(is_seen("produce", "1", "disk-lies"));
+    assert!(is_seen("pipeline", "1", "acks-before-flush"));
+    assert!(is_seen("pipeline", "1", "commits-each-step"));
+    assert!(is_seen("pipeline", "1", "saves-progress-aside"));
+    assert!(is_seen("produce", "3", "disk-lies"));
+    assert!(is_seen("produce", "3", "followers-keep-what-diverged"));
+    assert!(is_seen("produce", "3", "followers-claim-more"));
 }
