@@ -46,7 +46,9 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<ExitCode> {
             EnvFilter::builder()
                 .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
                 .with_env_var("TAILWATER_LOG")
-                .from_env_lossy(),
+                .from_env_lossy()
+                // What concerns anybody, the quorum says in words of its own.
+                .add_directive("openraft=off".parse().context("set up the log")?),
         )
         .with_writer(std::io::stderr)
         .with_ansi(false)

@@ -364,7 +364,10 @@ async fn without_the_transactional_id_nothing_would_be_fenced() {
     for (id, fenced) in [(Some("tailwater.t".to_owned()), true), (None, false)] {
         let config = ProducerConfig { transactional_id: id, ..ProducerConfig::default() };
         let mut first = world.client.producer(config.clone()).await.unwrap();
-        let _second = world.client.producer(config).await.unwrap();
+        let mut second = world.client.producer(config).await.unwrap();
+        let handle = second.register(&to);
+        second.append(handle, None, &[b"open"], 1).unwrap();
+        second.drain().await.unwrap();
         let handle = first.register(&to);
         first.append(handle, None, &[b"late"], 1).unwrap();
         assert_eq!(first.drain().await.is_err(), fenced);

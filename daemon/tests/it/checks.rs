@@ -95,8 +95,8 @@ fn a_file_that_cannot_be_run_says_what_to_change() {
     for (from, to, words) in [
         (
             "tables =",
-            "partitions = 2\ntables =",
-            &["sources.shop.partitions", "leave them out"][..],
+            "partitions = 0\ntables =",
+            &["sources.shop.partitions", "set it to 1 or more"][..],
         ),
         (
             pipeline,
