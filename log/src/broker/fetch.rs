@@ -169,7 +169,15 @@ async fn fetch_partition(
         max_bytes: own.min(max_bytes),
         at_least_one,
     };
-    let found = read(partition, request).await?;
+    let found = match read(partition, request).await {
+        // A follower may be behind, or have lost its disk: only a leader knows what is not there.
+        Err(refused)
+            if refused.code == ErrorCode::OffsetOutOfRange && partition.leads().is_none() =>
+        {
+            return Err(ErrorCode::NotLeaderOrFollower.into());
+        }
+        found => found?,
+    };
     Ok(data(asked.partition, found.offsets).with_records(Some(found.batches)))
 }
 
