@@ -44,7 +44,7 @@
 //!
 //! | file | version | written and read by |
 //! |---|---|---|
-//! | `node.json`, `stopped.json` | 2, 1 | `log` |
+//! | `node.json`, `stopped.json` | 2, 1 | `folder` |
 //! | `metadata/*` | 1 | `quorum` |
 //! | `partition.json`, `flushed` | 1 | `storage::checkpoint` |
 //! | `*.log` | record batch version 2 | [`tailwater_kafka::RecordBatch`] |
@@ -58,6 +58,7 @@ mod config;
 mod controller;
 mod coordinator;
 mod error;
+mod folder;
 mod log;
 mod metadata;
 mod node;
@@ -65,15 +66,18 @@ mod partitions;
 mod producers;
 mod quorum;
 mod replica;
+mod status;
 mod storage;
 mod topic_config;
 mod topics;
+mod upkeep;
 mod workers;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
-pub use log::{FollowerStatus, Log, PartitionStatus};
+pub use log::Log;
 pub use node::wire::{ControllerNetwork, ControllerWire};
+pub use status::{FollowerStatus, PartitionStatus};
 pub use storage::{Disk, DiskFile, FileSystem};
 pub use workers::{DiskTime, Workers};

@@ -192,7 +192,7 @@ impl Partitions {
         let topic = self.live.join(&name.topic);
         let folder = topic.join(name.partition.to_string());
         partition.abandon();
-        let key = (name.topic_id, name.partition);
+        let key = name.key();
         if self.by_key.write().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
             self.shared.partition_count.fetch_sub(1, Ordering::Relaxed);
         }
@@ -211,7 +211,7 @@ impl Partitions {
 
     fn insert(&self, partition: Partition) -> Arc<Partition> {
         let partition = Arc::new(partition);
-        let key = (partition.name.topic_id, partition.name.partition);
+        let key = partition.name.key();
         self.shared.partition_count.fetch_add(1, Ordering::Relaxed);
         self.by_key
             .write()

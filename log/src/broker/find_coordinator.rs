@@ -95,6 +95,6 @@ impl Log {
         let leader = partitions.partitions.get(&partition).and_then(|state| state.leader);
         let leader = leader.ok_or_else(unavailable)?;
         let broker = image.broker(leader).ok_or_else(unavailable)?;
-        Ok((leader, format!("{}:{}", broker.host, broker.port)))
+        Ok((leader, broker.address()))
     }
 }

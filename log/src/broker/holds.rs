@@ -45,7 +45,7 @@ impl Log {
             positions.extend(self.attached_at(other).await?);
         }
         let keys = self.partitions.all();
-        let keys = keys.iter().map(|it| (it.name.topic_id, it.name.partition));
+        let keys = keys.iter().map(|it| it.name.key());
         Some(keys.map(|key| (key, hold(&positions, key))).collect())
     }
 
@@ -64,8 +64,7 @@ impl Log {
     async fn attached_at(&self, broker: BrokerId) -> Option<Vec<Position>> {
         let address = {
             let image = self.image.borrow();
-            let state = image.broker(broker)?;
-            format!("{}:{}", state.host, state.port)
+            image.broker(broker)?.address()
         };
         let peers = &self.shared.config.peers;
         let connection = BrokerConnection::connect(peers, broker, &address).await.ok()?;

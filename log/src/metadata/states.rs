@@ -141,6 +141,11 @@ pub(crate) struct BrokerState {
 }
 
 impl BrokerState {
+    /// Where clients and followers reach it, `host:port`.
+    pub(crate) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
     /// Whether it may take on replicas, leaderships and a place in an ISR.
     pub(crate) fn is_eligible(&self) -> bool {
         !self.fenced && !self.stopping

@@ -109,12 +109,8 @@ impl Assigner {
 
     async fn assign_all(&mut self, image: &Arc<Image>) {
         self.behind = false;
-        let here: BTreeSet<PartitionKey> = self
-            .partitions
-            .all()
-            .iter()
-            .map(|partition| (partition.name.topic_id, partition.name.partition))
-            .collect();
+        let here: BTreeSet<PartitionKey> =
+            self.partitions.all().iter().map(|partition| partition.name.key()).collect();
         let assigned = image
             .partitions()
             .filter(|(_, _, _, state)| state.replicas.contains(&self.me))

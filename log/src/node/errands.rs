@@ -50,7 +50,7 @@ impl ErrandRunner {
                 biased;
                 () = self.shared.errands.changed() => {
                     for (key, errand) in self.shared.errands.take() {
-                        self.carry_out(key, errand).await;
+                        self.carry_out(key, errand);
                     }
                 }
                 _ = tick.tick() => {
@@ -62,7 +62,7 @@ impl ErrandRunner {
         }
     }
 
-    async fn carry_out(&mut self, (topic, partition): PartitionKey, errand: Errand) {
+    fn carry_out(&mut self, (topic, partition): PartitionKey, errand: Errand) {
         let Some(found) = self.partitions.get((topic, partition)) else { return };
         match errand {
             Errand::Follow { leader } => self.fetchers.follow(&found, leader),

@@ -11,7 +11,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tailwater_kafka::wire::fetch_request::{
     FetchPartition, FetchRequestData, FetchTopic, ReplicaState,
 };
@@ -88,7 +87,7 @@ impl Fetchers {
 
     /// Fetches `partition` from `leader`, and from no other any more.
     pub(crate) fn follow(&mut self, partition: &Arc<Partition>, leader: BrokerId) {
-        let key = (partition.name.topic_id, partition.name.partition);
+        let key = partition.name.key();
         if self.followed.get(&key).is_some_and(|before| *before != leader) {
             self.unfollow(partition);
         }
@@ -113,7 +112,7 @@ impl Fetchers {
 
     /// Fetches `partition` from nobody.
     pub(crate) fn unfollow(&mut self, partition: &Partition) {
-        let key = (partition.name.topic_id, partition.name.partition);
+        let key = partition.name.key();
         let Some(leader) = self.followed.remove(&key) else { return };
         partition.notify_flushed(None);
         let Some(fetcher) = self.leaders.get(&leader) else { return };
@@ -199,8 +198,7 @@ impl Work {
     async fn connect(&self) -> Result<BrokerConnection, String> {
         let address = {
             let image = self.common.image.borrow();
-            let broker = image.broker(self.leader).ok_or("the leader is not registered")?;
-            format!("{}:{}", broker.host, broker.port)
+            image.broker(self.leader).ok_or("the leader is not registered")?.address()
         };
         let peers = &self.common.shared.config.peers;
         BrokerConnection::connect(peers, self.leader, &address)
@@ -293,7 +291,7 @@ impl Work {
         }
         let answered = Answered {
             leadership: wanted.leadership,
-            records: data.records.unwrap_or_else(Bytes::new),
+            records: data.records.unwrap_or_default(),
             high_watermark: Offset::new(data.high_watermark),
             log_start: Offset::new(data.log_start_offset),
         };

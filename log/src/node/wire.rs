@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::log::Log;
+use crate::node::controller::Ask;
 use crate::quorum::{
     ControllerHandler, ControllerMessage, ControllerReply, NetworkError, QuorumNetwork, TcpNetwork,
 };
@@ -56,6 +57,28 @@ impl QuorumNetwork for Wired {
         let answer = self.0.call(address, request.into()).await;
         let answer = answer.map_err(|error| failed(error.to_string()))?;
         serde_json::from_slice(&answer).map_err(|error| failed(error.to_string()))
+    }
+}
+
+#[async_trait]
+impl ControllerHandler for Log {
+    async fn handle(&self, message: ControllerMessage) -> ControllerReply {
+        let refused = |reason: &str| ControllerReply::Refused { reason: reason.to_owned() };
+        let Some(controller) = &self.controller else {
+            return refused("this node carries no controller");
+        };
+        match message {
+            ControllerMessage::Quorum(message) => {
+                ControllerReply::Quorum(controller.quorum().handle(message).await)
+            }
+            ControllerMessage::Controller(ask) => match serde_json::from_value::<Ask>(ask) {
+                Ok(ask) => match serde_json::to_value(controller.handle(ask).await) {
+                    Ok(reply) => ControllerReply::Controller(reply),
+                    Err(error) => refused(&error.to_string()),
+                },
+                Err(error) => refused(&error.to_string()),
+            },
+        }
     }
 }
 

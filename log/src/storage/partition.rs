@@ -28,6 +28,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::partitions::PartitionKey;
 use crate::producers::ProducerStates;
 use crate::replica::Replica;
 use crate::storage::checkpoint::FlushedFile;
@@ -82,6 +83,13 @@ pub(crate) struct PartitionName {
     pub(crate) topic: String,
     pub(crate) topic_id: TopicId,
     pub(crate) partition: PartitionId,
+}
+
+impl PartitionName {
+    /// The partition by its topic's identity.
+    pub(crate) fn key(&self) -> PartitionKey {
+        (self.topic_id, self.partition)
+    }
 }
 
 impl fmt::Display for PartitionName {

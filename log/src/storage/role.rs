@@ -40,7 +40,7 @@ pub(crate) struct Errands {
 
 impl Errands {
     fn push(&self, of: &Partition, errand: Errand) {
-        let key = (of.name.topic_id, of.name.partition);
+        let key = of.name.key();
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((key, errand));
         self.changed.notify_one();
     }
