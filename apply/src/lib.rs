@@ -20,9 +20,9 @@ pub use assemble::{
 pub use error::TargetError;
 pub use metrics::{LATENCY_BOUNDS_SECONDS, LatencySnapshot, Metrics, MetricsSnapshot};
 pub use pipeline::{
-    BatchBounds, ChangeLog, Clock, CommandError, Error, Failure, KafkaLog, LogIdentity, LogReader,
-    OnExisting, Pipeline, PipelineConfig, PipelineHandle, Route, RouteRule, SchemaSource,
-    SchemaSourceError, State, Status, is_loading,
+    BatchBounds, ChangeLog, Clock, CommandError, Consistency, Error, Failure, KafkaLog,
+    LogIdentity, LogReader, OnExisting, Pipeline, PipelineConfig, PipelineHandle, Route, RouteRule,
+    SchemaSource, SchemaSourceError, State, Status, is_loading, needs_order, rows_of_partitions,
 };
 pub use plan::plan;
 pub use plan_types::{Change, RowImage, Step, Stretch, Table};

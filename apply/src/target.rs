@@ -126,6 +126,12 @@ pub trait Target: Send {
         Ok("another session of the target".into())
     }
 
+    /// Which of these locks are held, by whatever session: those of [`try_lock`](Self::try_lock).
+    ///
+    /// # Errors
+    /// Cannot be asked.
+    async fn held(&mut self, locks: &[String]) -> Result<Vec<bool>, TargetError>;
+
     /// A sign of life, in a transaction or not: given every second while there is nothing else to
     /// say. The target ends a session, and its lock, that it has heard nothing of for
     /// [`SESSION_LEASE`].

@@ -38,6 +38,10 @@ pub(crate) struct Routing {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     To(usize),
+    /// No partition may go past it while another is before it.
+    All,
+    /// It is one change of a row that leaves one partition for another.
+    Both(usize, usize),
     /// It leaves one partition, under this identity, for another.
     Moved {
         from: usize,
@@ -68,7 +72,10 @@ impl Routing {
         changes: &'a Changes,
         row: &RowEvent,
     ) -> Result<Route<'a>, DecodeError> {
-        if !self.by_key || row.operation == Operation::Truncate {
+        if row.operation == Operation::Truncate {
+            return Ok(Route::All);
+        }
+        if !self.by_key {
             return Ok(Route::To(self.partition(&[])));
         }
         let to = self.partition(changes.image(&row.key));
@@ -78,9 +85,12 @@ impl Routing {
         let before = changes.image(before);
         let key = if row.before_full { identity(schema, before)? } else { before.into() };
         let from = self.partition(&key);
-        // What was not sent could not be inserted: the change stays whole, with the new identity.
-        if from == to || !row.unsent.is_empty() {
+        if from == to {
             return Ok(Route::To(to));
+        }
+        // What was not sent could not be inserted: the change stays whole, and both know of it.
+        if !row.unsent.is_empty() {
+            return Ok(Route::Both(from, to));
         }
         Ok(Route::Moved { from, key, to })
     }

@@ -420,6 +420,8 @@ impl Writer {
         let route = slot.routing.route(&slot.schema, changes, row);
         match route.map_err(|_error| Error::Contract("an old row that does not decode"))? {
             Route::To(lane) => self.put(lane, &record).await,
+            Route::All => self.put_in(0..self.lanes.len(), &record).await,
+            Route::Both(from, to) => self.put_in([from, to], &record).await,
             Route::Moved { from, key, to } => {
                 let gone = Record {
                     operation: Operation::Delete,
@@ -432,6 +434,19 @@ impl Writer {
                 self.put(to, &come).await
             }
         }
+    }
+
+    /// The same row in several partitions: who merges them takes it once, and who reads one alone
+    /// knows that it concerns others.
+    async fn put_in(
+        &mut self,
+        lanes: impl IntoIterator<Item = usize>,
+        record: &Record<'_>,
+    ) -> Result<(), Error> {
+        for lane in lanes {
+            self.put(lane, record).await?;
+        }
+        Ok(())
     }
 
     /// Gives the row to a partition, unless that has it.

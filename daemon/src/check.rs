@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tailwater_apply::{Route, TargetConnector};
+use tailwater_apply::{Route, TargetConnector, TargetTable, needs_order};
 use tailwater_capture::SourceConnector;
-use tailwater_change::Problem;
+use tailwater_change::{Problem, TableId, TableSchema};
 
-use crate::config::Config;
+use crate::config::{Config, Consistency, PipelineSection};
 use crate::connectors;
 
 /// # Errors
@@ -20,7 +20,10 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    let problems = runtime.block_on(problems(&config));
+    let (problems, notes) = runtime.block_on(problems(&config));
+    for note in notes {
+        print(&note);
+    }
     for problem in &problems {
         print(&format!("{}\n    {}", problem.what, problem.remedy));
     }
@@ -31,8 +34,9 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-async fn problems(config: &Config) -> Vec<Problem> {
-    let mut found = config.problems();
+/// What has to be changed, and what is to be known.
+async fn problems(config: &Config) -> (Vec<Problem>, Vec<String>) {
+    let (mut found, mut notes) = (config.problems(), Vec::new());
     check_log(config, &mut found).await;
     for (name, section) in &config.sources {
         match connectors::source(name, section) {
@@ -55,9 +59,10 @@ async fn problems(config: &Config) -> Vec<Problem> {
     if found.is_empty() {
         for name in config.pipelines.keys() {
             check_pipeline(config, name, &mut found).await;
+            check_order(config, name, &mut found, &mut notes).await;
         }
     }
-    found
+    (found, notes)
 }
 
 fn of(role: &str, problem: Problem) -> Problem {
@@ -123,6 +128,55 @@ async fn check_pipeline(config: &Config, name: &str, found: &mut Vec<Problem>) {
         let Some(to) = route.target(&schema.table) else { continue };
         let problems = target.check_table(&schema, &to).await;
         found.extend(problems.into_iter().map(|p| of(&format!("pipeline {name}"), p)));
+    }
+}
+
+/// Tables of a pipeline with `consistency = "key"` that keep its partitions together.
+async fn check_order(
+    config: &Config,
+    name: &str,
+    found: &mut Vec<Problem>,
+    notes: &mut Vec<String>,
+) {
+    let is_key = |section: &PipelineSection| section.consistency == Consistency::Key;
+    if !config.pipelines.get(name).is_some_and(is_key) {
+        return;
+    }
+    let Some((source, target, route)) = ends(config, name) else { return };
+    // Why either cannot be asked is said elsewhere.
+    let Ok(tables) = source.tables().await else { return };
+    let Ok(mut session) = target.connect().await else { return };
+    for schema in tables {
+        let Some(to) = route.target(&schema.table) else { continue };
+        let described = match session.describe(&schema, &to).await {
+            Ok(described) => described.unwrap_or_else(|| to_be_made(&schema, &to)),
+            Err(error) => {
+                found.push(Problem::new(
+                    format!("pipeline {name}: table {to} cannot be described: {error}"),
+                    "see the target's own problems",
+                ));
+                return;
+            }
+        };
+        if let Some(why) = needs_order(&schema, &described) {
+            notes.push(format!(
+                "pipeline {name}: consistency = \"key\": table {to} needs the source's order, since \
+                 {why}: one process applies all partitions together, as with \"transaction\"\n    \
+                 leave it to a pipeline of its own (route), or remove what it depends on, for \
+                 several to share them"
+            ));
+        }
+    }
+}
+
+/// A table as it will be once its pipeline has made it.
+fn to_be_made(schema: &TableSchema, to: &TableId) -> TargetTable {
+    let unique = schema.indexes.iter().filter(|index| index.unique && !index.primary);
+    TargetTable {
+        name: to.clone(),
+        identity_is_bytes: true,
+        unique_keys: unique.map(|_| Vec::new()).collect(),
+        fires: false,
     }
 }
 

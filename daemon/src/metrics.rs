@@ -91,6 +91,14 @@ impl Roles {
             "Rows of the target that were not as the source's change expected, and were repaired",
             pipelines().map(|(labels, role)| (labels, role.handle.metrics().snapshot().conflicts)),
         )?;
+        page.gauges(
+            "tailwater_apply_partitions",
+            "Partitions that this process applies on their own: consistency = \"key\"",
+            pipelines().map(|(labels, role)| {
+                let partitions = role.handle.status().partitions.len();
+                (labels, u32::try_from(partitions).map_or(f64::INFINITY, f64::from))
+            }),
+        )?;
         let now_ms = (self.0.clock)();
         page.gauges(
             "tailwater_apply_lag_seconds",

@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, PipelineRole, SourceRole};
 use crate::config::{
-    Config, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
+    Config, Consistency, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
 };
 use crate::{admin, connectors, limits, schema_api};
 
@@ -340,6 +340,10 @@ fn pipeline_config(
     share: usize,
 ) -> PipelineConfig {
     PipelineConfig {
+        consistency: match section.consistency {
+            Consistency::Transaction => tailwater_apply::Consistency::Transaction,
+            Consistency::Key => tailwater_apply::Consistency::Key,
+        },
         on_conflict: match section.on_conflict {
             OnConflict::Repair => tailwater_apply::ConflictPolicy::Repair,
             OnConflict::Stop => tailwater_apply::ConflictPolicy::Stop,

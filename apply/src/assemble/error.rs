@@ -75,6 +75,17 @@ pub enum AssembleProblem {
         /// The partition that lacks it.
         partition: usize,
     },
+    /// A TRUNCATE that one partition has been applied beyond.
+    #[error(
+        "the TRUNCATE at {place} is missing in partition {partition}, of which more is applied: \
+         an older version has written this log"
+    )]
+    Overtaken {
+        /// The row's.
+        place: Place,
+        /// The partition that lacks it.
+        partition: usize,
+    },
     /// An image that the operation needs is missing.
     #[error("a {operation} without its {image} image")]
     NoImage {

@@ -27,6 +27,8 @@ pub(super) struct Lane {
     pub(super) head: Option<Head>,
     /// Of several partitions: everything of this one up to here was taken.
     pub(super) through: Place,
+    /// Of several partitions: everything of this one up to here was applied while it was alone.
+    pub(super) floor: Place,
     /// Of several partitions: the transaction of which this one has rows and no end.
     pub(super) unended: Option<Place>,
     /// Of several partitions: rows of the snapshot do not count, from there to the next marker that
@@ -69,6 +71,7 @@ impl Lane {
             is_shown: position.next_offset == Offset::ZERO,
             head: None,
             through: applied,
+            floor: Place::default(),
             unended: None,
             void_from: None,
         }

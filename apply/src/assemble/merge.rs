@@ -302,7 +302,10 @@ impl Assembler {
         };
         // Inside of what was passed the partitions need not begin at the same marker.
         let end = Place::end_of(place.epoch, place.commit);
-        if rank == Rank::Marker && (self.has_passed(end) || end <= self.void_through) {
+        let floor = self.lanes[entry.lane].floor;
+        let behind =
+            |this: &mut Self| this.has_passed(end) || end <= this.void_through || end <= floor;
+        if rank == Rank::Marker && behind(self) {
             self.lanes[entry.lane].is_shown = true;
             return Ok(None);
         }
@@ -331,8 +334,8 @@ impl Assembler {
             self.lanes[lane].is_shown = true;
             return Ok(true);
         }
-        let through = self.lanes[lane].through;
-        if place <= self.void_through {
+        let (through, floor) = (self.lanes[lane].through, self.lanes[lane].floor);
+        if place <= self.void_through || place <= floor {
             return Ok(true);
         }
         if place > through {
@@ -436,6 +439,13 @@ impl Assembler {
         let snapshot = row.operation == Operation::Read;
         if snapshot && !self.open.as_ref().is_some_and(|open| open.is_snapshot_at(place)) {
             return Err(AssembleProblem::NoSnapshot(place));
+        }
+        // Every partition has it, and none goes past it alone.
+        let overtakes = |lane: &Lane| lane.floor >= place;
+        if row.operation == Operation::Truncate
+            && let Some(partition) = self.lanes.iter().position(overtakes)
+        {
+            return Err(AssembleProblem::Overtaken { place, partition });
         }
         if let Some(open) = &self.open
             && !open.place().same_transaction(&place)

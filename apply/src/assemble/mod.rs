@@ -120,6 +120,23 @@ impl Assembler {
         }
     }
 
+    /// Partitions that were applied each on its own may be further than
+    /// [`Resume::applied`], which is what all of them have: each up to its floor.
+    #[must_use]
+    pub fn with_floors(mut self, floors: &[Place]) -> Self {
+        for (lane, &floor) in self.lanes.iter_mut().zip(floors) {
+            lane.floor = floor;
+            lane.through = lane.through.max(floor);
+        }
+        self
+    }
+
+    /// The last record that was walked of a partition, taken or not.
+    pub fn walked(&self, partition: usize) -> Option<Offset> {
+        let next = self.lanes.get(partition)?.next_offset.get();
+        (next > 0).then(|| Offset::new(next - 1))
+    }
+
     /// Adds a batch behind those added before.
     pub fn push(&mut self, batch: RecordBatch) {
         self.push_to(0, batch);

@@ -161,7 +161,7 @@ impl Session<'_> {
         if self.state.snapshot.is_some() && stretch.changes.iter().any(merging) {
             ConflictPolicy::Repair
         } else {
-            self.context.config.on_conflict
+            self.context.on_conflict()
         }
     }
 }

@@ -43,6 +43,9 @@ impl Session<'_> {
         self.state.others = mark.positions().skip(1).map(Into::into).collect();
         self.state.source.clone_from(&self.server);
         self.state.streaming |= !self.state.is_loading();
+        if self.state.floors.iter().all(|floor| *floor <= mark.place) {
+            self.state.floors.clear();
+        }
         let progress = Progress {
             cluster_id: self.identity.cluster_id.clone(),
             topic_id: self.identity.topic_id.clone(),

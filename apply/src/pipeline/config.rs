@@ -21,6 +21,18 @@ pub enum OnExisting {
     Replace,
 }
 
+/// What a reader of the target may see.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// Whole transactions, in the source's order.
+    #[default]
+    Transaction,
+    /// Of each key the source's order; partitions are applied each on its own, by any number of
+    /// processes.
+    Key,
+}
+
 /// Microseconds since 1970, UTC.
 pub type Clock = fn() -> i64;
 
@@ -59,6 +71,8 @@ pub struct PipelineConfig {
     pub source: String,
     /// Which tables go where.
     pub route: Route,
+    /// What a reader may see.
+    pub consistency: Consistency,
     /// What to do about rows that are not as expected.
     pub on_conflict: ConflictPolicy,
     /// What to do about rows that were there before.
@@ -80,6 +94,7 @@ impl PipelineConfig {
             name: name.into(),
             source: String::new(),
             route: Route::default(),
+            consistency: Consistency::default(),
             on_conflict: ConflictPolicy::Repair,
             on_existing: OnExisting::default(),
             batch: BatchBounds::default(),

@@ -33,6 +33,9 @@ pub enum Error {
         #[source]
         source: tailwater_kafka::Error,
     },
+    /// The log does not answer.
+    #[error("the log has not answered for {} s", .0.as_secs())]
+    Silent(std::time::Duration),
     /// Capture has not made the topic yet.
     #[error("topic {0} does not exist yet")]
     NoTopic(String),
@@ -141,7 +144,7 @@ impl Error {
                 }
                 tailwater_kafka::Disposition::Bug => Disposition::Bug,
             },
-            Self::NoTopic(_) => Disposition::Retry,
+            Self::NoTopic(_) | Self::Silent(_) => Disposition::Retry,
             Self::Schema(error) if error.passing => Disposition::Retry,
             Self::Schema(_)
             | Self::Partitions { .. }
@@ -179,7 +182,8 @@ impl Error {
                 | TargetError::UnknownOutcome(_)
                 | TargetError::Fenced { .. },
             )
-            | Self::NoTopic(_) => String::new(),
+            | Self::NoTopic(_)
+            | Self::Silent(_) => String::new(),
             Self::Log { source, .. } => match source.disposition() {
                 tailwater_kafka::Disposition::Retry => String::new(),
                 _ => "repair the log or its permissions, then `tailwater resume`".into(),

@@ -69,7 +69,8 @@ impl Group {
         if self.is_committed() {
             return;
         }
-        let commit = self.log.commit(&self.name, &self.wanted);
+        let wanted = by_partition(&self.wanted);
+        let commit = self.log.commit(&self.name, &wanted);
         if let Ok(Err(error)) = tokio::time::timeout(LAST_COMMIT, commit).await {
             tracing::warn!(group = self.name, error = error.reason(), "group offset not committed");
         }
@@ -85,7 +86,7 @@ impl Group {
         self.due = Instant::now() + INTERVAL;
         let (log, name, wanted) = (Arc::clone(&self.log), self.name.clone(), self.wanted.clone());
         self.running.spawn(async move {
-            match log.commit(&name, &wanted).await {
+            match log.commit(&name, &by_partition(&wanted)).await {
                 Ok(()) => Some(wanted),
                 Err(error) => {
                     tracing::warn!(
@@ -108,4 +109,8 @@ impl Group {
             self.committed = committed;
         }
     }
+}
+
+fn by_partition(offsets: &[Offset]) -> Vec<(usize, Offset)> {
+    offsets.iter().copied().enumerate().collect()
 }

@@ -33,8 +33,9 @@ pub(super) async fn locked_target(
     mut waited: impl FnMut(),
 ) -> Result<Option<Box<dyn Target>>, Error> {
     let mut target = context.connector.connect().await?;
-    while !in_time(target.try_lock(&context.config.name)).await? {
-        let holder = in_time(target.lock_holder(&context.config.name)).await;
+    let name = context.row_name();
+    while !in_time(target.try_lock(&name)).await? {
+        let holder = in_time(target.lock_holder(&name)).await;
         stand_by(
             context,
             &holder.unwrap_or_else(|error| format!("it is not known which: {error}")),
@@ -51,7 +52,7 @@ pub(super) async fn locked_target(
                     command.refuse("another process applies this pipeline");
                 }
             },
-            () = tokio::time::sleep(STANDBY_INTERVAL) => {}
+            () = tokio::time::sleep(context.role.standby_interval()) => {}
         }
     }
     Ok(Some(target))
@@ -110,7 +111,7 @@ async fn lock(
     Ok(locked.then_some(target))
 }
 
-async fn in_time<T>(
+pub(super) async fn in_time<T>(
     asking: impl Future<Output = Result<T, TargetError>>,
 ) -> Result<T, TargetError> {
     let answered = tokio::time::timeout(PING_LIMIT, asking).await;

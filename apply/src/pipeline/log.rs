@@ -39,11 +39,11 @@ pub trait ChangeLog: Send + Sync + std::fmt::Debug {
     /// Reads a partition from `from` on, `prefetch_bytes` ahead.
     fn reader(&self, partition: usize, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader>;
 
-    /// Notes for `group` that in each partition everything below its offset is done with.
+    /// Notes for `group` that in these partitions everything below the offset is done with.
     ///
     /// # Errors
     /// It is not noted.
-    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error>;
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error>;
 }
 
 /// Reads record batches.
@@ -115,12 +115,40 @@ impl ChangeLog for KafkaLog {
         Box::new(KafkaReader(self.client.reader(config)))
     }
 
-    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
-        let offsets = offsets.iter().enumerate();
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error> {
+        let offsets = offsets.iter();
         let offsets: Vec<_> =
-            offsets.map(|(partition, offset)| (self.partition(partition), *offset)).collect();
+            offsets.map(|&(partition, offset)| (self.partition(partition), offset)).collect();
         let committed = self.client.commit_offsets(group, &offsets).await;
         committed.map_err(|source| Error::Log { operation: "commit the group's offset", source })
+    }
+}
+
+/// One partition of a log, as if it were all: with the number 0.
+#[derive(Debug)]
+pub(super) struct OnePartition {
+    pub(super) log: std::sync::Arc<dyn ChangeLog>,
+    pub(super) partition: usize,
+}
+
+#[async_trait]
+impl ChangeLog for OnePartition {
+    async fn identity(&self) -> Result<LogIdentity, Error> {
+        self.log.identity().await
+    }
+
+    async fn start(&self) -> Result<Vec<Offset>, Error> {
+        Ok(self.log.start().await?.into_iter().skip(self.partition).take(1).collect())
+    }
+
+    fn reader(&self, _zero: usize, from: Offset, prefetch_bytes: usize) -> Box<dyn LogReader> {
+        self.log.reader(self.partition, from, prefetch_bytes)
+    }
+
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error> {
+        let offsets: Vec<_> =
+            offsets.iter().map(|&(_zero, offset)| (self.partition, offset)).collect();
+        self.log.commit(group, &offsets).await
     }
 }
 

@@ -13,11 +13,16 @@
 //! knows what is flushed, [`first_load`] answers a snapshot's markers, [`tables`] finds out what rows are written to. [`start`] says where a session
 //! begins to read, [`trial`] what earlier ones have left for it; [`lookout`] sees the snapshot that
 //! ends a stop.
+//!
+//! With `consistency = "key"` the partitions are applied each on its own: [`parts`] says when and from
+//! where, [`crew`] shares them out among hosts, [`apart`] is what sessions do differently then.
 
+mod apart;
 mod batch;
 mod commands;
 mod commit;
 mod config;
+mod crew;
 mod error;
 mod first_load;
 mod group;
@@ -25,6 +30,7 @@ mod hold;
 mod intake;
 mod log;
 mod lookout;
+mod parts;
 mod route;
 mod run;
 mod schemas;
@@ -36,9 +42,11 @@ mod tables;
 mod trial;
 
 pub use commands::{CommandError, PipelineHandle};
-pub use config::{BatchBounds, Clock, OnExisting, PipelineConfig};
+pub use config::{BatchBounds, Clock, Consistency, OnExisting, PipelineConfig};
+pub use crew::rows_of_partitions;
 pub use error::{Error, SchemaSourceError};
 pub use log::{ChangeLog, KafkaLog, LogIdentity, LogReader};
+pub use parts::needs_order;
 pub use route::{Route, RouteRule};
 pub use run::Pipeline;
 pub use schemas::SchemaSource;

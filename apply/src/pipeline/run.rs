@@ -7,14 +7,17 @@ use tailwater_change::{Disposition, Problem, name_source};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::apart::{ASIDE_INTERVAL, Role, has_news};
 use super::commands::{Command, Order};
+use super::crew::Crew;
 use super::hold::{STANDBY_INTERVAL, keep_lock, locked_target};
 use super::lookout::{Lookout, Superseded};
 use super::schemas::Schemas;
-use super::session::{Context, Ending, Session, transaction_position};
+use super::session::{Context, Ending, Opened, Session, transaction_position};
 use super::trial::{Skip, Trial};
 use super::{
-    ChangeLog, Error, Failure, PipelineConfig, PipelineHandle, SchemaSource, State, Status,
+    ChangeLog, Consistency, Error, Failure, PipelineConfig, PipelineHandle, SchemaSource, State,
+    Status,
 };
 use crate::{Metrics, Target, TargetConnector};
 
@@ -31,8 +34,10 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 
 /// A pipeline from a log to a target.
 pub struct Pipeline {
-    context: Context,
-    commands: mpsc::Receiver<Command>,
+    pub(super) context: Context,
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// A session that has its lock and has nothing to apply before what it waits for.
+    kept: Option<Box<dyn Target>>,
 }
 
 impl std::fmt::Debug for Pipeline {
@@ -55,6 +60,8 @@ enum Halt {
     Again,
     /// With the target, whose lock is kept.
     Paused(Option<Box<dyn Target>>),
+    /// With the target, whose lock is kept.
+    Aside(Box<dyn Target>),
     Failed(Error),
 }
 
@@ -73,9 +80,21 @@ impl Pipeline {
         if !problems.is_empty() {
             return Err(problems);
         }
+        let metrics = Arc::new(Metrics::default());
+        Ok(Self::of(Role::Whole, config, log, schemas, connector, metrics))
+    }
+
+    /// What `role` says of a pipeline.
+    pub(super) fn of(
+        role: Role,
+        config: PipelineConfig,
+        log: Arc<dyn ChangeLog>,
+        schemas: Arc<dyn SchemaSource>,
+        connector: Arc<dyn TargetConnector>,
+        metrics: Arc<Metrics>,
+    ) -> (Self, PipelineHandle) {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let (status, watched) = watch::channel(Status::new(config.name.clone()));
-        let metrics = Arc::new(Metrics::default());
         let handle =
             PipelineHandle { commands: sender, status: watched, metrics: Arc::clone(&metrics) };
         let context = Context {
@@ -86,13 +105,25 @@ impl Pipeline {
             status,
             metrics,
             trial: Trial::default(),
+            role,
+            seen: None,
+            known: Vec::new(),
         };
-        Ok((Self { context, commands }, handle))
+        (Self { context, commands, kept: None }, handle)
     }
 
     /// Applies until `shutdown`, through errors and restarts of everything around it. Dropping the
     /// future is safe at any time.
-    pub async fn run(mut self, shutdown: CancellationToken) {
+    pub async fn run(self, shutdown: CancellationToken) {
+        if self.context.config.consistency == Consistency::Key {
+            Crew::of(self).run(shutdown).await;
+        } else {
+            self.run_alone(shutdown).await;
+        }
+    }
+
+    /// As [`run`](Self::run), what is applied here and nothing else.
+    pub(super) async fn run_alone(mut self, shutdown: CancellationToken) {
         let mut waits = Waits { retry: FIRST_BACKOFF, truce: STANDBY_INTERVAL };
         loop {
             let commits = self.context.metrics.commits();
@@ -100,8 +131,13 @@ impl Pipeline {
             if self.context.metrics.commits() > commits {
                 waits.retry = FIRST_BACKOFF;
             }
+            let halt = match halt {
+                Halt::Aside(target) => self.stand_aside(target, &shutdown).await,
+                halt => halt,
+            };
             let on = match halt {
                 Halt::Shutdown => false,
+                Halt::Aside(_) => true,
                 Halt::Again => !shutdown.is_cancelled(),
                 Halt::Paused(target) => self.pause(target, &shutdown).await,
                 Halt::Failed(error) => self.settle(&error, &mut waits, &shutdown).await,
@@ -123,17 +159,22 @@ impl Pipeline {
         if let Err(error) = reached {
             return Halt::Failed(error);
         }
-        let locked = locked_target(&mut self.context, &mut self.commands, || {
-            waits.truce = STANDBY_INTERVAL;
-        });
-        let target = tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return Halt::Shutdown,
-            locked = locked => match locked {
-                Ok(Some(target)) => target,
-                Ok(None) => return Halt::Paused(None),
-                Err(error) => return Halt::Failed(error),
-            },
+        let target = match self.kept.take() {
+            Some(target) => target,
+            None => {
+                let locked = locked_target(&mut self.context, &mut self.commands, || {
+                    waits.truce = STANDBY_INTERVAL;
+                });
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return Halt::Shutdown,
+                    locked = locked => match locked {
+                        Ok(Some(target)) => target,
+                        Ok(None) => return Halt::Paused(None),
+                        Err(error) => return Halt::Failed(error),
+                    },
+                }
+            }
         };
         let opened = tokio::select! {
             biased;
@@ -141,7 +182,8 @@ impl Pipeline {
             opened = Session::open(&mut self.context, target) => opened,
         };
         let mut session = match opened {
-            Ok(session) => session,
+            Ok(Opened::Session(session)) => session,
+            Ok(Opened::Aside(target)) => return Halt::Aside(target),
             Err(error) => return Halt::Failed(error),
         };
         let ending = session.run(shutdown, &mut self.commands).await;
@@ -152,7 +194,45 @@ impl Pipeline {
             }
             Ok(Ending::Paused) => Halt::Paused(Some(session.close().await)),
             Ok(Ending::Restart) => Halt::Again,
-            Err(error) => Halt::Failed(error),
+            Ok(Ending::Aside) => Halt::Aside(session.close().await),
+            Err(error) => {
+                session.note_failure(&error);
+                Halt::Failed(error)
+            }
+        }
+    }
+
+    /// Keeps the lock until there is something to apply.
+    async fn stand_aside(
+        &mut self,
+        mut target: Box<dyn Target>,
+        shutdown: &CancellationToken,
+    ) -> Halt {
+        self.show(State::Streaming, None);
+        loop {
+            match has_news(&self.context, target.as_mut()).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.kept = Some(target);
+                    return Halt::Again;
+                }
+                Err(error) => return Halt::Failed(error),
+            }
+            let command = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return Halt::Shutdown,
+                Some(command) = self.commands.recv() => command,
+                () = tokio::time::sleep(ASIDE_INTERVAL) => continue,
+            };
+            match command.order {
+                Order::Pause => {
+                    command.answer(Ok(()));
+                    return Halt::Paused(Some(target));
+                }
+                Order::Resume | Order::Skip(_) => {
+                    command.refuse("the pipeline is running: nothing keeps it from going on");
+                }
+            }
         }
     }
 
@@ -164,7 +244,7 @@ impl Pipeline {
     ) -> bool {
         self.show(State::Paused, None);
         let connector = Arc::clone(&self.context.connector);
-        let name = self.context.config.name.clone();
+        let name = self.context.row_name();
         let mut kept = std::pin::pin!(keep_lock(target, connector.as_ref(), &name));
         loop {
             let command = tokio::select! {
@@ -195,6 +275,15 @@ impl Pipeline {
     ) -> bool {
         match error.disposition() {
             Disposition::Retry => self.retry(error, &mut waits.retry, shutdown).await,
+            // It was called in: nothing is wrong.
+            Disposition::Fenced if self.context.role.is_part() => {
+                sleep(ASIDE_INTERVAL, shutdown).await
+            }
+            // Together with the others it may be applied, or somebody is told.
+            Disposition::Operator | Disposition::Bug if self.context.role.is_part() => {
+                self.context.trial.waits.get_or_insert(-1);
+                self.retry(error, &mut waits.retry, shutdown).await
+            }
             Disposition::Fenced => {
                 tracing::warn!(error = error.reason(), "standing by");
                 self.show(State::Standby, None);

@@ -49,6 +49,10 @@ impl Schemas {
         Self { source, known: HashMap::new() }
     }
 
+    pub(super) fn source(&self) -> Arc<dyn SchemaSource> {
+        Arc::clone(&self.source)
+    }
+
     pub(super) async fn get(&mut self, id: SchemaId) -> Result<Meaning, Error> {
         if let Some(meaning) = self.known.get(&id) {
             return Ok(meaning.clone());

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::apart::{Role, begin};
 use super::batch::Batch;
 use super::commands::{Command, Order};
 use super::commit::{QUIET, Safe};
@@ -18,9 +19,10 @@ use super::group::Group;
 use super::hold::{PING_INTERVAL, ping};
 use super::intake::Intake;
 use super::lookout::Stand;
+use super::parts::Row;
 use super::schemas::Schemas;
 use super::start::{Continuity, Start, unread};
-use super::state::SavedState;
+use super::state::{Parted, SavedState, SavedTable};
 use super::trial::{Skip, Trial};
 use super::{ChangeLog, Error, LogIdentity, PipelineConfig, State, Status};
 use crate::{Item, Metrics, Part, Progress, Resume, Table, Target, TargetConnector};
@@ -34,6 +36,12 @@ pub(super) struct Context {
     pub(super) status: watch::Sender<Status>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) trial: Trial,
+    /// What of the pipeline is applied here.
+    pub(super) role: Role,
+    /// Of a partition: whether the pipeline was parted when it was last looked at.
+    pub(super) seen: Option<Parted>,
+    /// Of a partition: the tables that the pipeline knew when it parted.
+    pub(super) known: Vec<SavedTable>,
 }
 
 /// How a session ended without an error.
@@ -44,6 +52,8 @@ pub(super) enum Ending {
     Paused,
     /// From the progress again, at once.
     Restart,
+    /// The target is held on to: what is next, others have to do.
+    Aside,
 }
 
 /// Whether the loop goes on.
@@ -51,6 +61,14 @@ pub(super) enum Ending {
 pub(super) enum Flow {
     On,
     Restart,
+    Aside,
+}
+
+/// What became of taking over.
+pub(super) enum Opened<'a> {
+    Session(Box<Session<'a>>),
+    /// Nothing is to be applied now.
+    Aside(Box<dyn Target>),
 }
 
 enum Event {
@@ -60,6 +78,8 @@ enum Event {
     Nothing,
     Command(Command),
     Shutdown,
+    /// This partition is no longer applied on its own.
+    Called,
 }
 
 pub(super) struct Session<'a> {
@@ -79,7 +99,9 @@ pub(super) struct Session<'a> {
     pub(super) identity: LogIdentity,
     /// Whom the writer reads that counts where we are.
     pub(super) server: Option<String>,
-    continuity: Continuity,
+    pub(super) continuity: Continuity,
+    /// That the partitions stay together, since a table's rows need the source's order.
+    pub(super) stays_together: bool,
     pub(super) group: Group,
 }
 
@@ -88,11 +110,11 @@ impl<'a> Session<'a> {
     pub(super) async fn open(
         context: &'a mut Context,
         mut target: Box<dyn Target>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Opened<'a>, Error> {
         let identity = context.log.identity().await?;
         let log_start = context.log.start().await?;
         let initial = Progress {
-            pipeline: context.config.name.clone(),
+            pipeline: context.row_name(),
             cluster_id: identity.cluster_id.clone(),
             topic_id: identity.topic_id.clone(),
             next_offset: log_start.first().map_or(0, |start| start.get()),
@@ -100,9 +122,8 @@ impl<'a> Session<'a> {
             fence: 0,
             state: "{}".into(),
         };
-        let progress = target.take_over(&initial).await?;
-        let state: SavedState = serde_json::from_str(&progress.state)
-            .map_err(|source| Error::State { pipeline: progress.pipeline.clone(), source })?;
+        let begun = begin(context, target.as_mut(), &initial, &identity).await?;
+        let Some(Row { progress, state }) = begun else { return Ok(Opened::Aside(target)) };
         let superseded = context.trial.superseded.take();
         context.trial.superseded =
             superseded.filter(|snapshot| snapshot.is_ahead(&progress, &identity));
@@ -118,7 +139,8 @@ impl<'a> Session<'a> {
         };
         context.trial.stands_at(start.at.clone(), start.resume);
         let (prefetch, bounds) = (context.config.prefetch_bytes(), context.config.part_bounds());
-        let intake = Intake::new(&*context.log, start.resume, &start.at, prefetch, bounds);
+        let mut intake = Intake::new(&*context.log, start.resume, &start.at, prefetch, bounds);
+        intake.assembler = intake.assembler.with_floors(&state.floors);
         let offsets: Vec<_> = start.at.iter().map(|position| position.next_offset).collect();
         tracing::info!(
             place = %progress.place,
@@ -140,6 +162,7 @@ impl<'a> Session<'a> {
             identity,
             server: start.server,
             continuity: start.continuity,
+            stays_together: false,
             group,
             context,
         };
@@ -149,7 +172,7 @@ impl<'a> Session<'a> {
             session.save().await?;
         }
         session.show();
-        Ok(session)
+        Ok(Opened::Session(Box::new(session)))
     }
 
     /// Applies until something ends it.
@@ -162,8 +185,10 @@ impl<'a> Session<'a> {
             match self.intake().next_item() {
                 Ok(Some(item)) => {
                     self.look_for_place()?;
-                    if self.take(item).await? == Flow::Restart {
-                        return Ok(Ending::Restart);
+                    match self.take(item).await? {
+                        Flow::On => {}
+                        Flow::Restart => return Ok(Ending::Restart),
+                        Flow::Aside => return Ok(Ending::Aside),
                     }
                     if !self.batch.is_empty() {
                         continue;
@@ -176,8 +201,17 @@ impl<'a> Session<'a> {
                     return Err(error.into());
                 }
             }
+            if self.may_part().await? {
+                self.part().await?;
+                return Ok(Ending::Aside);
+            }
             match self.wait(shutdown, commands).await? {
                 Event::Read => {}
+                Event::Called => {
+                    // Its locks would keep the leader from these rows.
+                    self.abandon_large().await?;
+                    return Ok(Ending::Aside);
+                }
                 Event::Nothing => self.flush_and_gather().await?,
                 Event::Shutdown => {
                     self.rest().await?;
@@ -220,7 +254,7 @@ impl<'a> Session<'a> {
     }
 
     /// Commits what is whole and undoes what is not.
-    async fn rest(&mut self) -> Result<(), Error> {
+    pub(super) async fn rest(&mut self) -> Result<(), Error> {
         self.abandon_large().await?;
         self.flush().await?;
         self.make_safe().await
@@ -287,6 +321,9 @@ impl<'a> Session<'a> {
                 }
                 () = sleep_until(ping_at) => {
                     ping(self.target.as_mut()).await?;
+                    if self.is_called().await? {
+                        return Ok(Event::Called);
+                    }
                     ping_at = Instant::now() + PING_INTERVAL;
                     continue;
                 }
@@ -309,7 +346,11 @@ impl<'a> Session<'a> {
     }
 
     async fn take(&mut self, item: Item) -> Result<Flow, Error> {
+        if self.concerns_others(&item) {
+            return self.wait_for_others().await;
+        }
         match item {
+            Item::Schema(id) if self.is_apart() => return self.learn_apart(id).await,
             Item::Schema(id) => {
                 let learned = self.learn(id).await;
                 if learned.is_err() && self.large.is_none() {

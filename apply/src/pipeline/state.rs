@@ -10,6 +10,11 @@
 //! | `given_up` | a snapshot that was voided and not yet replaced |
 //! | `streaming` | whether a snapshot was ever loaded to its end, or none was needed |
 //! | `tables` | target tables that this pipeline writes |
+//! | `parted` | since when, and whether still, partitions are applied each on its own: [`parts`](super::parts) |
+//! | `generation` | the last that `parted` has had |
+//! | `floors` | how far each partition was alone, while all together are not as far |
+//! | `until` | the records that all partitions together have to pass before they part again |
+//! | `apart` | in the row of a partition: of which generation it is, and whether it waits |
 
 use serde::{Deserialize, Serialize};
 use tailwater_change::{Place, SchemaId, TableId};
@@ -36,6 +41,37 @@ pub(super) struct SavedState {
     pub(super) streaming: bool,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) tables: Vec<SavedTable>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) parted: Option<Parted>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) generation: i64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) floors: Vec<Place>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) until: Vec<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) apart: Option<Apart>,
+}
+
+/// Partitions are applied each on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Parted {
+    /// Which rows of partitions count: those that name it.
+    pub(super) generation: i64,
+    /// They are being called in: none may begin any more.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub(super) called: bool,
+}
+
+/// What the row of a partition says of being alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Apart {
+    /// While which the partition was applied so far.
+    pub(super) generation: i64,
+    /// It waits for all to be called in; the offset of a record that they have to pass together, or
+    /// -1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) waits: Option<i64>,
 }
 
 /// Where reading of a partition goes on.
@@ -92,6 +128,11 @@ pub fn is_loading(state: &str, table: &TableId) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
+fn is_zero(value: &i64) -> bool {
+    *value == 0
 }
 
 impl SavedState {

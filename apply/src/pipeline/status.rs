@@ -33,6 +33,8 @@ pub struct Status {
     pub committed_at_us: Option<i64>,
     /// Whether everything in the log is applied, as far as we have seen: then the lag is 0.
     pub caught_up: bool,
+    /// Which partitions this process applies on their own; empty where it merges all, or none.
+    pub partitions: Vec<usize>,
     /// The last error; kept until a commit succeeds.
     pub failure: Option<Failure>,
 }
@@ -46,6 +48,7 @@ impl Status {
             next_offset: None,
             committed_at_us: None,
             caught_up: false,
+            partitions: Vec::new(),
             failure: None,
         }
     }

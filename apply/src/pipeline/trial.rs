@@ -20,6 +20,9 @@ pub(super) struct Trial {
     pub(super) skips: Vec<Skip>,
     /// Where the last session stood.
     pub(super) stand: Option<Stand>,
+    /// Of a partition that is applied on its own: what it cannot apply, or something before it; the
+    /// offset of the last record that it has seen, or -1.
+    pub(super) waits: Option<i64>,
     /// A snapshot to go on with, whatever is before it; kept until a commit has passed its begin.
     pub(super) superseded: Option<Superseded>,
 }

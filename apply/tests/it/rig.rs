@@ -133,8 +133,13 @@ impl ChangeLog for TestLog {
         Box::new(TestReader { log: self.clone(), partition, from, news })
     }
 
-    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
-        self.shared.inner.lock().unwrap().groups.insert(group.into(), offsets.to_vec());
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error> {
+        let mut inner = self.shared.inner.lock().unwrap();
+        let none = vec![Offset::ZERO; inner.partitions.len()];
+        let committed = inner.groups.entry(group.into()).or_insert(none);
+        for &(partition, offset) in offsets {
+            committed[partition] = offset;
+        }
         Ok(())
     }
 }

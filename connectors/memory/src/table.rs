@@ -128,6 +128,26 @@ impl MemoryTable {
         }
     }
 
+    /// What `self`, which was `base` once, has changed, done to `current` instead: other sessions
+    /// have written it since. Rows without a key are not told apart: of those, the last one wins.
+    pub(crate) fn rebased(&self, base: &Self, current: &Self) -> Result<Self, Denied> {
+        if self.definition.key.is_empty() {
+            return Ok(self.clone());
+        }
+        let mut rebased = current.clone();
+        let gone = base.rows.keys().filter(|key| !self.rows.contains_key(*key));
+        for key in gone {
+            rebased.remove(key);
+        }
+        for (key, row) in &self.rows {
+            if base.rows.get(key) != Some(row) {
+                rebased.remove(key);
+                rebased.insert(row.clone())?;
+            }
+        }
+        Ok(rebased)
+    }
+
     pub(crate) fn clear(&mut self) {
         *self = Self::new(self.definition.clone());
     }

@@ -29,6 +29,8 @@ pub struct MemoryTarget {
 #[derive(Debug)]
 struct Transaction {
     tables: Tables,
+    /// As they were when it began.
+    base: Tables,
     touched: BTreeSet<TableId>,
     savepoint: Option<Tables>,
 }
@@ -52,6 +54,16 @@ impl Target for MemoryTarget {
         };
         call.leave().await?;
         Ok(got)
+    }
+
+    async fn held(&mut self, locks: &[String]) -> Result<Vec<bool>, TargetError> {
+        let call = self.database.enter_in(self.crashes, Op::TryLock).await?;
+        let held = {
+            let inner = self.database.lock();
+            locks.iter().map(|lock| inner.locks.contains_key(lock)).collect()
+        };
+        call.leave().await?;
+        Ok(held)
     }
 
     async fn progress(&mut self, pipeline: &str) -> Result<Option<Progress>, TargetError> {
@@ -152,7 +164,8 @@ impl Target for MemoryTarget {
             return Err(bug("begin", "a transaction is running"));
         }
         let tables = self.database.lock().tables.clone();
-        self.transaction = Some(Transaction { tables, touched: BTreeSet::new(), savepoint: None });
+        let (base, touched) = (tables.clone(), BTreeSet::new());
+        self.transaction = Some(Transaction { tables, base, touched, savepoint: None });
         call.leave().await
     }
 
@@ -246,6 +259,28 @@ impl Target for MemoryTarget {
     }
 }
 
+impl Transaction {
+    /// The tables that it touched as they are to be, with what others have committed meanwhile in
+    /// `current`.
+    fn written(&self, current: &Tables) -> Result<Tables, TargetError> {
+        let mut written = Tables::new();
+        for name in &self.touched {
+            let Some(mine) = self.tables.get(name) else { continue };
+            let table = match (self.base.get(name), current.get(name)) {
+                (Some(base), Some(current)) if !Arc::ptr_eq(base, current) => {
+                    let rebased = mine.rebased(base, current).map_err(|_denied| {
+                        TargetError::unavailable("commit", "another session wrote the same rows")
+                    })?;
+                    Arc::new(rebased)
+                }
+                _ => Arc::clone(mine),
+            };
+            written.insert(name.clone(), table);
+        }
+        Ok(written)
+    }
+}
+
 impl MemoryTarget {
     pub(crate) fn new(database: MemoryDatabase, session: u64, crashes: u64) -> Self {
         Self { database, session, crashes, transaction: None }
@@ -264,6 +299,7 @@ impl MemoryTarget {
             } else {
                 inner.owe();
             }
+            let written = transaction.written(&inner.tables)?;
             let forgets = inner.planted == Some(Planted::ForgetsFence);
             let saves = inner.planted.is_none_or(|bug| bug.saves_progress(inner.commits));
             let kept = inner.progress.get_mut(&progress.pipeline);
@@ -275,11 +311,7 @@ impl MemoryTarget {
                 }
                 _ => return Err(TargetError::Fenced { ours: progress.fence }),
             }
-            for name in transaction.touched {
-                if let Some(table) = transaction.tables.get(&name) {
-                    inner.tables.insert(name, Arc::clone(table));
-                }
-            }
+            inner.tables.extend(written);
             inner.commits += 1;
             let committed = Committed { progress: progress.clone(), tables: inner.tables.clone() };
             if let Some(history) = &mut inner.history {

@@ -28,6 +28,7 @@ use axum::routing::{get, post};
 use axum::{Json, serve};
 use serde::Deserialize;
 use serde_json::json;
+use tailwater_apply::rows_of_partitions;
 use tailwater_change::RoleState;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -161,10 +162,16 @@ async fn detach(app: &App, name: &str) -> Response {
     {
         return refused(&format!("the log keeps its position: {error}"));
     }
-    match role.connector.forget(name).await {
-        Ok(()) => "ok\n".into_response(),
-        Err(error) => refused(&format!("the target keeps its progress row: {error}")),
+    let topic = app.client.topic(&role.source).await.ok().flatten();
+    let partitions = topic.map_or(0, |topic| usize::try_from(topic.partitions).unwrap_or_default());
+    // The pipeline's own row first: without it the others mean nothing.
+    let rows = [name.to_owned()].into_iter().chain(rows_of_partitions(name, partitions));
+    for row in rows {
+        if let Err(error) = role.connector.forget(&row).await {
+            return refused(&format!("the target keeps its progress row: {error}"));
+        }
     }
+    "ok\n".into_response()
 }
 
 async fn source_action(

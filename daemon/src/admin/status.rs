@@ -34,6 +34,9 @@ pub(crate) struct PipelineStatus {
     pub(crate) position: Option<String>,
     pub(crate) lag_seconds: Option<f64>,
     pub(crate) rows_applied: u64,
+    /// Those that this process applies on their own: `consistency = "key"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) partitions: Vec<usize>,
     pub(crate) error: Option<String>,
 }
 
@@ -99,6 +102,7 @@ fn pipeline(
         lag_seconds: lag_seconds(role, source, now_ms),
         rows_applied: role.handle.metrics().snapshot().rows,
         error: status.failure.as_ref().map(failure_text),
+        partitions: status.partitions,
     }
 }
 
@@ -174,6 +178,7 @@ mod tests {
             next_offset: Some(1),
             committed_at_us: Some(20_000_000),
             caught_up,
+            partitions: Vec::new(),
             failure: None,
         }
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use tailwater_change::Problem;
 
-use super::{Config, Consistency, LogSection, SchemaChanges, SourceSection};
+use super::{Config, LogSection, SchemaChanges, SourceSection};
 
 /// Names become topics, slots, publications and locks: what all of them allow.
 const NAME_LENGTH: usize = 40;
@@ -86,12 +86,6 @@ impl Config {
                 found.push(Problem::new(
                     format!("pipelines.{name}.target: there is no target {:?}", pipeline.target),
                     format!("add [targets.{}] or correct the name", pipeline.target),
-                ));
-            }
-            if pipeline.consistency == Consistency::Key {
-                found.push(not_yet(
-                    &format!("pipelines.{name}.consistency = \"key\""),
-                    "set it to \"transaction\"",
                 ));
             }
             if pipeline.schema_changes != SchemaChanges::Stop {
@@ -231,11 +225,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pipeline_may_apply_its_partitions_each_on_its_own() {
+        let good =
+            GOOD.replacen("source = \"shop\"", "source = \"shop\"\nconsistency = \"key\"", 1);
+        assert_ne!(good, GOOD);
+        assert_eq!(problems(&good), Vec::<String>::new());
+    }
+
+    #[test]
     fn what_is_not_supported_yet_is_refused_by_name() {
         for (from, to, word) in [
             ("tables =", "partitions = 0\ntables =", "partitions"),
             ("tables =", "partitions = 1000\ntables =", "partitions"),
-            ("source = \"shop\"", "source = \"shop\"\nconsistency = \"key\"", "consistency"),
             (
                 "source = \"shop\"",
                 "source = \"shop\"\nschema_changes = \"apply\"",

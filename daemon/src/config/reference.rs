@@ -188,7 +188,14 @@ fn pipeline_keys() -> Vec<Key> {
             "same names".into(),
             "Source tables to target tables: `\"public.*\" = \"copy.*\"`.",
         ),
-        ("consistency", "`transaction`", "`\"transaction\"`".into(), "What a reader may see."),
+        (
+            "consistency",
+            "`transaction`, `key`",
+            "`\"transaction\"`".into(),
+            "What a reader may see: whole transactions in the source's order, or of each key the \
+             source's order. With `key` any number of processes apply the partitions of the source \
+             at once.",
+        ),
         ("schema_changes", "`stop`", "`\"stop\"`".into(), "What DDL on a captured table does."),
         (
             "on_conflict",

@@ -100,11 +100,6 @@ fn a_file_that_cannot_be_run_says_what_to_change() {
         ),
         (
             pipeline,
-            "consistency = \"key\"\nsource = \"shop\"\n",
-            &["consistency", "\"transaction\""],
-        ),
-        (
-            pipeline,
             "schema_changes = \"apply\"\nsource = \"shop\"\n",
             &["schema_changes", "\"stop\""],
         ),

@@ -27,6 +27,8 @@ mod resync;
 #[cfg(test)]
 mod schemas;
 #[cfg(test)]
+mod sharing;
+#[cfg(test)]
 mod standby;
 #[cfg(test)]
 mod unbounded;

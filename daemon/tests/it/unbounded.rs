@@ -88,7 +88,7 @@ impl ChangeLog for Ahead {
         self.0.reader(partition, from, AHEAD_BYTES)
     }
 
-    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error> {
         self.0.commit(group, offsets).await
     }
 }

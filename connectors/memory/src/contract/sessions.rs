@@ -55,6 +55,9 @@ pub(super) async fn one_session_has_the_lock(subject: &dyn Subject) {
     assert!(first.try_lock("contract_lock").await.unwrap());
     assert!(!second.try_lock("contract_lock").await.unwrap());
     assert!(second.try_lock("contract_lock_2").await.unwrap(), "another pipeline's lock");
+    let locks = ["contract_lock", "contract_lock_2", "contract_lock_3"].map(String::from);
+    assert_eq!(first.held(&locks).await.unwrap(), [true, true, false]);
+    assert_eq!(first.held(&[]).await.unwrap(), [false; 0]);
     drop(first);
     // The server notices the end of a connection in its own time.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);

@@ -39,7 +39,7 @@ fn column(name: &str, field: u32, kind: Kind) -> Column {
     }
 }
 
-fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
+pub(crate) fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
     let index = |column: &&str| Index {
         name: format!("{name}_{column}"),
         columns: vec![(*column).to_owned()],
@@ -63,12 +63,12 @@ fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
     })
 }
 
-struct System {
+pub(crate) struct System {
     node: Arc<MemoryNode>,
     partitions: usize,
     partition_by: PartitionBy,
-    source: MemorySource,
-    target: MemoryDatabase,
+    pub(crate) source: MemorySource,
+    pub(crate) target: MemoryDatabase,
     /// What the source was after each of its commits.
     states: Mutex<BTreeMap<Commit, Vec<Rows>>>,
     schemas: Vec<Arc<TableSchema>>,
@@ -83,8 +83,8 @@ fn sorted(mut rows: Rows) -> Rows {
 }
 
 /// A task that is aborted when dropped: the process is gone.
-struct Process<H> {
-    handle: H,
+pub(crate) struct Process<H> {
+    pub(crate) handle: H,
     task: JoinHandle<()>,
 }
 
@@ -106,6 +106,14 @@ impl System {
             schema("two", key(), &["a"]),
             schema("bag", Identity::Full, &[]),
         ];
+        Self::of(schemas, partitions, partition_by)
+    }
+
+    pub(crate) fn of(
+        schemas: Vec<Arc<TableSchema>>,
+        partitions: usize,
+        partition_by: PartitionBy,
+    ) -> Self {
         Self {
             node: Arc::new(MemoryNode::new()),
             partitions,
@@ -130,7 +138,7 @@ impl System {
         (client, registry)
     }
 
-    async fn capture(&self, snapshot: SnapshotMode) -> Process<CaptureHandle> {
+    pub(crate) async fn capture(&self, snapshot: SnapshotMode) -> Process<CaptureHandle> {
         let (client, registry) = self.client().await;
         let config = Config {
             source: "shop".into(),
@@ -158,8 +166,15 @@ impl System {
         &self,
         shown: impl FnOnce(KafkaLog) -> Arc<dyn ChangeLog>,
     ) -> Process<PipelineHandle> {
+        self.apply_with(PipelineConfig::new("copy", || 0), shown).await
+    }
+
+    pub(crate) async fn apply_with(
+        &self,
+        mut config: PipelineConfig,
+        shown: impl FnOnce(KafkaLog) -> Arc<dyn ChangeLog>,
+    ) -> Process<PipelineHandle> {
         let (client, registry) = self.client().await;
-        let mut config = PipelineConfig::new("copy", || 0);
         config.batch.rows = 20;
         let log = shown(KafkaLog::new(client, "shop"));
         let connector = Arc::new(self.target.clone());
@@ -168,7 +183,7 @@ impl System {
         Process { handle, task }
     }
 
-    fn rows(&self) -> (Vec<Rows>, Vec<Rows>) {
+    pub(crate) fn rows(&self) -> (Vec<Rows>, Vec<Rows>) {
         let source = (0..self.schemas.len())
             .map(|table| sorted(self.source.with(|script| script.rows(table))))
             .collect();
@@ -205,7 +220,7 @@ impl System {
         assert_eq!(target, source, "seed {seed}");
     }
 
-    fn work(&self, rng: &mut SmallRng, transactions: usize) {
+    pub(crate) fn work(&self, rng: &mut SmallRng, transactions: usize) {
         self.source.with(|script| {
             for _ in 0..transactions {
                 script.random_transaction(rng, 30);
@@ -326,7 +341,7 @@ impl ChangeLog for OneOfThem {
         self.0.reader(partition, from, prefetch)
     }
 
-    async fn commit(&self, group: &str, offsets: &[Offset]) -> Result<(), Error> {
+    async fn commit(&self, group: &str, offsets: &[(usize, Offset)]) -> Result<(), Error> {
         self.0.commit(group, offsets).await
     }
 }

@@ -5,3 +5,4 @@
 mod contract;
 mod end_to_end;
 mod planted;
+mod sharing;

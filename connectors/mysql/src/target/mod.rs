@@ -230,6 +230,10 @@ impl Target for Session {
         Session::lock_holder(self, pipeline).await
     }
 
+    async fn held(&mut self, locks: &[String]) -> Result<Vec<bool>, TargetError> {
+        Session::held(self, locks).await
+    }
+
     async fn ping(&mut self) -> Result<(), TargetError> {
         self.show_life().await
     }

@@ -56,6 +56,24 @@ impl Session {
         holder.map_err(|error| Failure::of(error).into_target("look for who has the lock"))
     }
 
+    /// Which of the locks are held.
+    pub(super) async fn held(&mut self, locks: &[String]) -> Result<Vec<bool>, TargetError> {
+        if locks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let each = |lock: &String| format!("IS_USED_LOCK({})", lock_name(PREFIX, lock));
+        let all: Vec<String> = locks.iter().map(each).collect();
+        let row: Result<Option<Row>, _> =
+            self.conn.query_first(format!("SELECT {}", all.join(","))).await;
+        let row =
+            row.map_err(|error| Failure::of(error).into_target("look for who else is there"))?;
+        let is_used = |at: usize| {
+            let holder = row.as_ref().and_then(|row| row.get::<Option<u64>, _>(at));
+            holder.flatten().is_some()
+        };
+        Ok((0..locks.len()).map(is_used).collect())
+    }
+
     /// Shows the server that we live: see [`tailwater_apply::Target::ping`].
     pub(super) async fn show_life(&mut self) -> Result<(), TargetError> {
         let answered = self.conn.ping().await;

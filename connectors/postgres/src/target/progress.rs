@@ -66,6 +66,21 @@ pub(super) async fn lock_holder(client: &Client, pipeline: &str) -> Result<Strin
     })
 }
 
+/// Which of the locks are held.
+pub(super) async fn held(client: &Client, locks: &[String]) -> Result<Vec<bool>, TargetError> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l
+                        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                          AND l.classid::int8 = (n >> 32) & 4294967295
+                          AND l.objid::int8 = n & 4294967295
+                          AND l.database = (SELECT oid FROM pg_catalog.pg_database
+                                             WHERE datname = pg_catalog.current_database()))
+                 FROM unnest($1::int8[]) WITH ORDINALITY AS wanted (n, nth) ORDER BY nth";
+    let numbers: Vec<i64> = locks.iter().map(|lock| lock_number(lock)).collect();
+    let rows = client.query(sql, &[&numbers]).await;
+    let rows = rows.map_err(|error| target_error("looking for who else is there", error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 fn lock_number(pipeline: &str) -> i64 {
     const OFFSET_BASIS: u64 = 0xCBF2_9CE4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01B3;

@@ -276,6 +276,10 @@ impl Target for PgTarget {
         progress::lock_holder(&self.session, pipeline).await
     }
 
+    async fn held(&mut self, locks: &[String]) -> Result<Vec<bool>, TargetError> {
+        progress::held(&self.session, locks).await
+    }
+
     async fn ping(&mut self) -> Result<(), TargetError> {
         self.run("", "holding the pipeline's lock").await
     }
