@@ -159,11 +159,12 @@ impl Partition {
             Err(_) => return,
         };
         let mut rest = &batches[..];
+        let mut write = || self.keep_epochs().and_then(|()| self.write(files, &mut rest));
         let written = if coordinator::is_internal(&self.name.topic) {
             // Offsets that cannot be committed would hold back what makes room on a full disk.
-            self.shared.reserve.spend(|| self.write(files, &mut rest))
+            self.shared.reserve.spend(write)
         } else {
-            self.write(files, &mut rest)
+            write()
         };
         let outcome = match written {
             Err(error) if error.passes() => {
@@ -172,7 +173,6 @@ impl Partition {
             }
             other => other,
         };
-        let outcome = outcome.and_then(|()| self.keep_epochs());
         let outcome = outcome.and_then(|()| match self.shared.config.flush {
             FlushPolicy::Always => self.flush_written(files),
             FlushPolicy::Interval(_) | FlushPolicy::Never => Ok(()),
@@ -294,8 +294,9 @@ impl Partition {
         }
     }
 
-    /// Notes leader epochs that came with records, before the records are flushed: what is on the
-    /// disk is never of an epoch that the history does not know.
+    /// Notes leader epochs that come with records, before the records are written: what a crash
+    /// leaves is never of an epoch that the history does not know. A leader that lacked one would
+    /// send its followers back to the epoch before, for ever.
     fn keep_epochs(&self) -> Result<(), Error> {
         let description = match self.lock_state().online() {
             Ok(online) if online.epochs_noted => self.description(online, online.start),

@@ -190,7 +190,7 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
-    use crate::storage::testing::{answered, bases, following, partition, replicated};
+    use crate::storage::testing::{Failing, answered, bases, following, partition, replicated};
 
     #[test]
     fn batches_are_taken_as_they_are_and_are_there_after_a_restart() {
@@ -211,6 +211,33 @@ mod tests {
         let epochs: Vec<_> =
             again.epochs().unwrap().entries().map(|(e, o)| (e.get(), o.get())).collect();
         assert_eq!(epochs, [(3, 0), (5, 40)]);
+    }
+
+    #[test]
+    fn whatever_breaks_off_the_epoch_of_the_last_record_is_known() {
+        for operations in 0.. {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("0");
+            let disk = Failing::default();
+            let follower = following(&path, Arc::new(disk.clone()));
+            follower.append_replicated(&answered(replicated(0, 40, 3)), None).unwrap();
+            follower.write_round();
+            follower.append_replicated(&answered(replicated(40, 60, 5)), None).unwrap();
+            disk.fail_after(operations);
+            follower.write_round();
+            let broke_off = follower.offsets().is_err();
+            drop(follower);
+            let again = partition(&path, Arc::new(FileSystem));
+            let last = *bases(&again).last().unwrap();
+            let end = again.written_end();
+            let epoch = if last < 40 { 3 } else { 5 };
+            let known = again.epochs().unwrap().last_written(end);
+            assert_eq!(known.get(), epoch, "after {operations} operations, end {end}");
+            if !broke_off {
+                assert!(operations > 1, "only {operations} operations");
+                return;
+            }
+        }
     }
 
     /// The first epoch is 0, as is what a log without records is in.

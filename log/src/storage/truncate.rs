@@ -258,14 +258,10 @@ struct Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::path::Path;
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    use bytes::Bytes;
 
     use super::*;
-    use crate::storage::testing::{answered, bases, following, partition, replicated};
+    use crate::storage::testing::{Failing, answered, bases, following, partition, replicated};
     use crate::storage::{Disk, FileSystem};
 
     /// Offsets 0 to 60 in several segments, epoch 1 to 30, epoch 4 from there on; the last ten not
@@ -326,9 +322,9 @@ mod tests {
         for operations in 0.. {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("0");
-            let disk = Failing(Arc::new(AtomicI64::new(i64::MAX)));
+            let disk = Failing::default();
             let follower = filled(&path, Arc::new(disk.clone()));
-            disk.0.store(operations, Ordering::SeqCst);
+            disk.fail_after(operations);
             let cut = follower.truncate(Offset::new(24));
             drop(follower);
             let again = partition(&path, Arc::new(FileSystem));
@@ -341,68 +337,6 @@ mod tests {
                 assert!(operations > 5, "only {operations} operations");
                 return;
             }
-        }
-    }
-
-    /// The file system, until so many operations are used up.
-    #[derive(Debug, Clone)]
-    struct Failing(Arc<AtomicI64>);
-
-    #[derive(Debug)]
-    struct FailingFile(Arc<dyn DiskFile>, Failing);
-
-    impl Failing {
-        fn spend(&self) -> io::Result<()> {
-            if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
-                return Ok(());
-            }
-            Err(io::Error::other("broke off"))
-        }
-
-        fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-            Arc::new(FailingFile(file, self.clone()))
-        }
-    }
-
-    impl Disk for Failing {
-        fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            self.spend()?;
-            FileSystem.create(path).map(|file| self.file(file))
-        }
-
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            self.spend()?;
-            FileSystem.open(path).map(|file| self.file(file))
-        }
-
-        fn sync_folder(&self, path: &Path) -> io::Result<()> {
-            self.spend()?;
-            FileSystem.sync_folder(path)
-        }
-    }
-
-    impl DiskFile for FailingFile {
-        fn len(&self) -> io::Result<u64> {
-            self.0.len()
-        }
-
-        fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-            self.0.read_at(buffer, position)
-        }
-
-        fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.write_all_at(parts, position)
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.sync()
-        }
-
-        fn truncate(&self, length: u64) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.truncate(length)
         }
     }
 }
