@@ -94,7 +94,7 @@ impl Log {
             .with_configs(Some(self.settings_of(&configs))))
     }
 
-    /// Makes a topic, to its end also when the connection that asked for it is gone.
+    /// Makes a topic, and waits a while until this node leads what it is to lead of it.
     async fn make(&self, new: NewTopic, validate_only: bool) -> Result<CreatedTopic, Refused> {
         let request = ControllerRequest::CreateTopics { topics: vec![new], validate_only };
         let ControllerAnswer::Created(mut created) = self.link.ask(request).await? else {

@@ -27,9 +27,6 @@ const INTERNAL_SEGMENT_BYTES: &str = "16777216";
 /// How long a request may wait for a coordinator that is just being made, or loads.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between looks whether a coordinator is there.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 /// A topic as the metadata has it at the time of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Topic {
@@ -102,13 +99,14 @@ impl Log {
         key: &str,
     ) -> Result<Arc<Store>, Refused> {
         self.make_internal(topic).await?;
-        Ok(patiently(|| {
-            let image = self.metadata_now();
-            let (_, partitions) = image.topic_by_name(topic).ok_or(NotChanged::Loading)?;
-            let partition = coordinator::partition_of(key, partitions.partitions.len());
-            self.store_of(topic, partition)
-        })
-        .await?)
+        Ok(self
+            .patiently(|| {
+                let image = self.metadata_now();
+                let (_, partitions) = image.topic_by_name(topic).ok_or(NotChanged::Loading)?;
+                let partition = coordinator::partition_of(key, partitions.partitions.len());
+                self.store_of(topic, partition)
+            })
+            .await?)
     }
 
     /// What this node keeps in a partition of one of the log's own topics, once that is read.
@@ -120,7 +118,33 @@ impl Log {
         topic: &str,
         partition: PartitionId,
     ) -> Result<Arc<Store>, NotChanged> {
-        patiently(|| self.store_of(topic, partition)).await
+        self.patiently(|| self.store_of(topic, partition)).await
+    }
+
+    /// Looks for a coordinator again while it loads.
+    async fn patiently(
+        &self,
+        look: impl Fn() -> Result<Arc<Store>, NotChanged>,
+    ) -> Result<Arc<Store>, NotChanged> {
+        let (mut image, mut coordinators) = (self.image.subscribe(), self.coordinators.watch());
+        let looking = async {
+            loop {
+                image.mark_unchanged();
+                coordinators.mark_unchanged();
+                match look() {
+                    Err(NotChanged::Loading) => {}
+                    other => return other,
+                }
+                // Both senders are this node's own.
+                tokio::select! {
+                    biased;
+                    _ = image.changed() => {}
+                    _ = coordinators.changed() => {}
+                }
+            }
+        };
+        let found = tokio::time::timeout(COORDINATOR_PATIENCE, looking).await;
+        found.unwrap_or(Err(NotChanged::Loading))
     }
 
     fn store_of(&self, topic: &str, partition: PartitionId) -> Result<Arc<Store>, NotChanged> {
@@ -207,20 +231,4 @@ pub(super) fn coordinator_refusal(refusal: Refusal) -> Refused {
         }
         _ => refusal.into(),
     }
-}
-
-/// Looks for a coordinator again while it loads.
-async fn patiently(
-    look: impl Fn() -> Result<Arc<Store>, NotChanged>,
-) -> Result<Arc<Store>, NotChanged> {
-    let looking = async {
-        loop {
-            match look() {
-                Err(NotChanged::Loading) => tokio::time::sleep(LOOK_AGAIN).await,
-                other => return other,
-            }
-        }
-    };
-    let found = tokio::time::timeout(COORDINATOR_PATIENCE, looking).await;
-    found.unwrap_or(Err(NotChanged::Loading))
 }

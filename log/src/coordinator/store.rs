@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tailwater_kafka::{BatchBuilder, BatchStamp, LeaderEpoch, Limits, Offset, RecordBatch};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::storage::append::NotTaken;
@@ -74,11 +74,13 @@ struct Request {
 }
 
 impl Store {
-    /// Begins to load what `partition` holds, which this node leads in that epoch.
+    /// Begins to load what `partition` holds, which this node leads in that epoch; `changed` is told
+    /// when that is done, and when the store has ended.
     pub(crate) fn load(
         partition: Arc<Partition>,
         leader_epoch: LeaderEpoch,
         flusher: Arc<Flusher>,
+        changed: watch::Sender<()>,
     ) -> Self {
         let entries = Arc::new(Mutex::new(Entries::new()));
         let loaded = Arc::new(AtomicBool::new(false));
@@ -89,9 +91,13 @@ impl Store {
             flusher,
             entries: Arc::clone(&entries),
             loaded: Arc::clone(&loaded),
+            changed: changed.clone(),
         };
         let mut task = JoinSet::new();
-        task.spawn(keeper.run(incoming));
+        task.spawn(async move {
+            keeper.run(incoming).await;
+            changed.send_replace(());
+        });
         Self { entries, loaded, requests, turn: tokio::sync::Mutex::default(), _task: task }
     }
 
@@ -136,6 +142,7 @@ struct Keeper {
     flusher: Arc<Flusher>,
     entries: Arc<Mutex<Entries>>,
     loaded: Arc<AtomicBool>,
+    changed: watch::Sender<()>,
 }
 
 impl Keeper {
@@ -146,6 +153,7 @@ impl Keeper {
             return;
         }
         self.loaded.store(true, Ordering::Release);
+        self.changed.send_replace(());
         while let Some(first) = incoming.recv().await {
             let mut round = vec![first];
             let mut bytes = size(&round[0]);

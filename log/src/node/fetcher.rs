@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::membership::Standing;
+use super::peer;
 use crate::metadata::{BrokerEpoch, Image};
 use crate::partitions::PartitionKey;
 use crate::replica::EpochEnd;
@@ -183,7 +184,10 @@ impl Work {
     ) -> Result<FetchResponseData, String> {
         let connection = match self.connection.take().filter(|it| !it.is_closed()) {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => {
+                let Common { shared, image, .. } = &self.common;
+                peer::connect(&shared.config, image, self.leader).await?
+            }
         };
         let request = self.request(asked);
         let response: FetchResponseData =
@@ -193,17 +197,6 @@ impl Work {
             0 => Ok(response),
             code => Err(format!("{:?}", ErrorCode::from(code))),
         }
-    }
-
-    async fn connect(&self) -> Result<BrokerConnection, String> {
-        let address = {
-            let image = self.common.image.borrow();
-            image.broker(self.leader).ok_or("the leader is not registered")?.address()
-        };
-        let peers = &self.common.shared.config.peers;
-        BrokerConnection::connect(peers, self.leader, &address)
-            .await
-            .map_err(|error| error.to_string())
     }
 
     fn request(&self, asked: &BTreeMap<PartitionKey, Asked>) -> FetchRequestData {
