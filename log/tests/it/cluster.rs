@@ -9,13 +9,19 @@ use tailwater_kafka::{
     BrokerId, Client, ClientConfig, Limits, Offset, OffsetAt, PartitionId, ProducerConfig,
     ReaderConfig, TopicPartition, TopicSpec, Transport,
 };
-use tailwater_log::{Config, Log};
+use tailwater_log::{Config, Log, PartitionStatus};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::support::until;
+
 const TOPIC: &str = "t";
+
+/// Records that are on their way together.
+const ROUND: usize = 20;
 
 /// A node's place: it may be started there again.
 struct Place {
@@ -122,29 +128,38 @@ impl Cluster {
         *self.running.iter().find(|(_, running)| leads(&running.log)).expect("a leader").0
     }
 
+    /// The topic's replicas on the nodes that run.
+    fn replicas(&self) -> Vec<PartitionStatus> {
+        let all = self.running.values().flat_map(|running| running.log.partitions());
+        all.filter(|one| one.topic == TOPIC).collect()
+    }
+
     /// Waits until every node has everything, on every in-sync replica.
     async fn until_in_sync(&self) {
-        let limit = std::time::Instant::now() + Duration::from_secs(60);
-        loop {
-            let of_topic: Vec<_> = self
-                .running
-                .values()
-                .flat_map(|running| running.log.partitions())
-                .filter(|one| one.topic == TOPIC)
-                .collect();
-            let leaders = of_topic.iter().filter(|one| one.leads.is_some());
-            let all_there = leaders.clone().count() == 1
-                && leaders.clone().all(|one| one.missing_replicas == 0)
-                && of_topic.iter().all(|one| {
-                    one.end_offset == of_topic[0].end_offset && one.high_watermark == one.end_offset
-                });
-            if all_there && of_topic.len() == self.places.len() {
-                return;
-            }
-            assert!(std::time::Instant::now() < limit, "{of_topic:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(
+            async || self.replicas(),
+            |replicas| {
+                replicas.len() == self.places.len()
+                    && leads_all(replicas)
+                    && replicas.iter().all(|one| {
+                        one.end_offset == replicas[0].end_offset
+                            && one.high_watermark == one.end_offset
+                    })
+            },
+        )
+        .await;
     }
+
+    /// Waits until the leader has every replica in its ISR.
+    async fn until_in_sync_while_writing(&self) {
+        until(async || self.replicas(), |replicas| leads_all(replicas)).await;
+    }
+}
+
+/// Whether there is one leader, and every replica in its ISR.
+fn leads_all(replicas: &[PartitionStatus]) -> bool {
+    let mut leaders = replicas.iter().filter(|one| one.leads.is_some());
+    leaders.next().is_some_and(|leader| leader.missing_replicas == 0) && leaders.next().is_none()
 }
 
 async fn free() -> SocketAddr {
@@ -180,20 +195,55 @@ async fn values(client: &Client) -> Vec<String> {
     values
 }
 
-/// Writes numbers until told to stop; how many were acknowledged, all of them.
-async fn write_numbers(client: Client, stop: CancellationToken) -> usize {
+/// Numbers that are written, one after the other, until that is enough.
+struct Writing {
+    task: JoinHandle<usize>,
+    acknowledged: watch::Receiver<usize>,
+    stop: CancellationToken,
+}
+
+impl Writing {
+    fn start(client: Client) -> Self {
+        let (count, acknowledged) = watch::channel(0);
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(write_numbers(client, stop.clone(), count));
+        Self { task, acknowledged, stop }
+    }
+
+    /// Waits until so many more are acknowledged.
+    async fn more(&mut self, count: usize) {
+        let wanted = *self.acknowledged.borrow() + count;
+        let written = self.acknowledged.wait_for(|acknowledged| *acknowledged >= wanted);
+        let written = tokio::time::timeout(Duration::from_secs(60), written).await;
+        assert!(written.is_ok(), "no writes any more");
+    }
+
+    /// All that were acknowledged.
+    async fn end(self) -> Vec<String> {
+        self.stop.cancel();
+        (0..self.task.await.unwrap()).map(|number| number.to_string()).collect()
+    }
+}
+
+async fn write_numbers(
+    client: Client,
+    stop: CancellationToken,
+    acknowledged: watch::Sender<usize>,
+) -> usize {
     let config =
         ProducerConfig { transactional_id: Some("writer".to_owned()), ..ProducerConfig::default() };
     let mut producer = client.producer(config).await.unwrap();
     let handle = producer.register(&partition());
     let mut count = 0;
     while !stop.is_cancelled() {
-        producer.ready().await.unwrap();
-        producer.append(handle, None, &[count.to_string().as_bytes()], 1000).unwrap();
-        count += 1;
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        for _ in 0..ROUND {
+            producer.ready().await.unwrap();
+            producer.append(handle, None, &[count.to_string().as_bytes()], 1000).unwrap();
+            count += 1;
+        }
+        producer.drain().await.unwrap();
+        acknowledged.send_replace(count);
     }
-    producer.drain().await.unwrap();
     count
 }
 
@@ -202,11 +252,9 @@ async fn what_is_acknowledged_is_on_every_node() {
     let mut cluster = Cluster::start(3).await;
     let client = cluster.client().await;
     make_topic(&client).await;
-    let stop = CancellationToken::new();
-    let writing = tokio::spawn(write_numbers(client.clone(), stop.clone()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    stop.cancel();
-    let count = writing.await.unwrap();
+    let mut writing = Writing::start(client.clone());
+    writing.more(10 * ROUND).await;
+    let expected = writing.end().await;
     cluster.until_in_sync().await;
     client.commit_offsets("g", &[(partition(), Offset::new(7))]).await.unwrap();
 
@@ -214,7 +262,6 @@ async fn what_is_acknowledged_is_on_every_node() {
     for id in [1, 2, 3].map(BrokerId::new) {
         cluster.stop(id).await;
         let client = cluster.client().await;
-        let expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
         assert_eq!(values(&client).await, expected, "without {id}");
         let committed = client.fetch_offsets("g", &[partition()]).await.unwrap();
         assert_eq!(committed, [Some(Offset::new(7))], "without {id}");
@@ -229,46 +276,17 @@ async fn leaders_die_and_nothing_acknowledged_is_lost_doubled_or_out_of_order() 
     let client = cluster.client().await;
     make_topic(&client).await;
     cluster.until_in_sync().await;
-    let stop = CancellationToken::new();
-    let writing = tokio::spawn(write_numbers(client.clone(), stop.clone()));
+    let mut writing = Writing::start(client.clone());
     for _ in 0..3 {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        writing.more(3 * ROUND).await;
         let leader = cluster.leader();
         cluster.kill(leader).await;
-        let before = end_of(&client).await;
-        // Writes go on without it.
-        let limit = std::time::Instant::now() + Duration::from_secs(60);
-        while end_of(&client).await <= before {
-            assert!(std::time::Instant::now() < limit, "no writes without {leader}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        // Writes go on without it; what was on its way then may be acknowledged still.
+        writing.more(3 * ROUND).await;
         cluster.start_node(leader).await;
         cluster.until_in_sync_while_writing().await;
     }
-    stop.cancel();
-    let count = writing.await.unwrap();
-    let expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    let expected = writing.end().await;
     assert_eq!(values(&client).await, expected);
     cluster.until_in_sync().await;
-}
-
-async fn end_of(client: &Client) -> Offset {
-    client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap()
-}
-
-impl Cluster {
-    /// Waits until the leader has every replica in its ISR.
-    async fn until_in_sync_while_writing(&self) {
-        let limit = std::time::Instant::now() + Duration::from_secs(60);
-        loop {
-            let all: Vec<_> =
-                self.running.values().flat_map(|running| running.log.partitions()).collect();
-            let mut leaders = all.iter().filter(|one| one.topic == TOPIC && one.leads.is_some());
-            if leaders.next().is_some_and(|leader| leader.missing_replicas == 0) {
-                return;
-            }
-            assert!(std::time::Instant::now() < limit, "{all:?}");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
 }

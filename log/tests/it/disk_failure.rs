@@ -419,11 +419,8 @@ async fn is_made_later(scratch: Scratch, allow: impl Fn()) {
     assert_eq!(refused, ErrorCode::NotLeaderOrFollower);
     assert!(!scratch.partition_folder("more").exists());
     allow();
-    let limit = std::time::Instant::now() + LIMIT;
-    while let Err(code) = produce(&scratch.log, "more", values(&["a"], NOBODY)).await {
-        assert!(std::time::Instant::now() < limit, "still {code:?}");
-        tokio::task::yield_now().await;
-    }
+    let produced = async || produce(&scratch.log, "more", values(&["a"], NOBODY)).await;
+    crate::support::until(produced, Result::is_ok).await;
     let scratch = scratch.restart(|_| {}).await;
     assert_eq!(scratch.log.partitions().len(), 2);
     assert_eq!(read_all(&scratch.log, "more").await.len(), 1);

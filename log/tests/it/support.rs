@@ -72,6 +72,27 @@ pub(crate) fn partition_folder(data_dir: &Path, topic: &str) -> PathBuf {
     data_dir.join("topics").join(topic).join("0")
 }
 
+/// Looks until `condition` holds. `seen` says what there is, if it does not for a minute.
+pub(crate) async fn until<T: std::fmt::Debug>(
+    mut seen: impl AsyncFnMut() -> T,
+    condition: impl Fn(&T) -> bool,
+) {
+    let mut last = None;
+    let looking = async {
+        loop {
+            let now = seen().await;
+            if condition(&now) {
+                return;
+            }
+            last = Some(now);
+            // What a node does by itself wakes nobody here.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(60), looking).await;
+    assert!(found.is_ok(), "still {last:?}");
+}
+
 pub(crate) async fn open(folder: &Path, adjust: impl FnOnce(&mut Config)) -> Arc<Log> {
     let mut config = Config::new(folder);
     // Megabytes for each of hundreds of copies of a folder.
