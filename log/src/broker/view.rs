@@ -223,10 +223,13 @@ impl Log {
     }
 }
 
-/// To who asks for a coordinator, that there is no controller means that there is none now.
+/// To who asks for a coordinator, that there is no controller means that there is none now. So does
+/// that this node is registering anew, and has the epoch of its former registration still.
 pub(super) fn coordinator_refusal(refusal: Refusal) -> Refused {
     match refusal.code {
-        ErrorCode::NotController => {
+        ErrorCode::NotController
+        | ErrorCode::StaleBrokerEpoch
+        | ErrorCode::BrokerIdNotRegistered => {
             Refused::new(ErrorCode::CoordinatorNotAvailable, refusal.message)
         }
         _ => refusal.into(),

@@ -159,7 +159,7 @@ impl Partition {
             Err(_) => return,
         };
         let mut rest = &batches[..];
-        let mut write = || self.keep_epochs().and_then(|()| self.write(files, &mut rest));
+        let mut write = || self.keep_epochs(files).and_then(|()| self.write(files, &mut rest));
         let written = if coordinator::is_internal(&self.name.topic) {
             // Offsets that cannot be committed would hold back what makes room on a full disk.
             self.shared.reserve.spend(write)
@@ -294,19 +294,22 @@ impl Partition {
         }
     }
 
-    /// Notes leader epochs that come with records, before the records are written: what a crash
-    /// leaves is never of an epoch that the history does not know. A leader that lacked one would
-    /// send its followers back to the epoch before, for ever.
-    fn keep_epochs(&self) -> Result<(), Error> {
+    /// Notes leader epochs that come with records before the records are written: what a crash
+    /// leaves is of the epoch that the file says. A leader with another history would send its
+    /// followers back to the epoch before, for ever. So too with one more: an epoch that began here
+    /// without a record, where records of an older one came after all.
+    fn keep_epochs(&self, files: &mut Files) -> Result<(), Error> {
         let description = match self.lock_state().online() {
-            Ok(online) if online.epochs_noted => self.description(online, online.start),
-            _ => return Ok(()),
+            Ok(online) => {
+                online.epochs.forget_before(online.start);
+                if online.epochs == files.described {
+                    return Ok(());
+                }
+                self.description(online, online.start)
+            }
+            Err(_) => return Ok(()),
         };
-        description.write(&self.folder)?;
-        if let Ok(online) = self.lock_state().online() {
-            online.epochs_noted = online.epochs != description.epochs;
-        }
-        Ok(())
+        self.describe(files, description)
     }
 
     /// Everything written counts from now on, here and for the high watermark.
@@ -341,7 +344,7 @@ impl Partition {
             }
             (leader_epoch, self.description(online, online.start))
         };
-        let noted = self.flush_written(files).and_then(|()| description.write(&self.folder));
+        let noted = self.flush_written(files).and_then(|()| self.describe(files, description));
         if let Err(error) = noted {
             return self.stop(Stopped::Offline(error.full_text()));
         }

@@ -57,6 +57,7 @@ impl Partition {
                 let files = Files {
                     flushed: None,
                     flushed_end: Offset::ZERO,
+                    described: EpochHistory::default(),
                     refused: error.passes(),
                     unremoved: Vec::new(),
                 };
@@ -205,6 +206,7 @@ impl Opening<'_> {
         self.remove_before(&mut sealed, description.start)?;
 
         let producers = self.producers(&sealed, &last)?;
+        let described = description.epochs.clone();
         // What was noted for records that did not come to the disk.
         description.epochs.truncate(last.end);
         // The seal of a segment that is written again must not be believed any more.
@@ -220,7 +222,6 @@ impl Opening<'_> {
             end: last.end,
             readable_max_timestamp: -1,
             epochs: description.epochs,
-            epochs_noted: false,
             producers_written: producers.clone(),
             producers,
             pending: std::collections::VecDeque::new(),
@@ -236,6 +237,7 @@ impl Opening<'_> {
         let files = Files {
             flushed: Some(flushed),
             flushed_end: last.end,
+            described,
             refused: false,
             unremoved: Vec::new(),
         };

@@ -193,8 +193,6 @@ pub(super) struct Online {
     /// The greatest record timestamp below the high watermark, ms; -1 with none.
     pub(super) readable_max_timestamp: i64,
     pub(super) epochs: EpochHistory,
-    /// Whether `epochs` has more than `partition.json`: it goes there before the records do.
-    pub(super) epochs_noted: bool,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.
@@ -237,6 +235,8 @@ pub(super) struct Files {
     pub(super) flushed: Option<FlushedFile>,
     /// Everything below is on the disk, flushed.
     pub(super) flushed_end: Offset,
+    /// The leader epochs that `partition.json` has.
+    pub(super) described: EpochHistory,
     /// Not opened for want of files, memory or space: to be tried again.
     pub(super) refused: bool,
     /// Past their retention, and still there because the system did not remove them.

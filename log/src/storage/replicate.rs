@@ -116,7 +116,6 @@ impl Partition {
             // first leader's is 0 as well.
             if online.epochs.epoch_of(batch.base_offset()) != Some(batch.leader_epoch()) {
                 online.epochs.note(batch.leader_epoch(), batch.base_offset())?;
-                online.epochs_noted = true;
             }
             online.end = batch.next_offset();
             online.tail.push(batch.clone(), tail_share);
@@ -190,6 +189,7 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
+    use crate::storage::checkpoint::PartitionDescription;
     use crate::storage::testing::{Failing, answered, bases, following, partition, replicated};
 
     #[test]
@@ -238,6 +238,26 @@ mod tests {
                 return;
             }
         }
+    }
+
+    /// A replica was elected and wrote nothing; then it copied what an older leader had written.
+    #[test]
+    fn an_epoch_without_a_record_gives_way_to_an_older_one_with_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0");
+        let follower = following(&path, Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(0, 40, 3)), None).unwrap();
+        follower.write_round();
+        drop(follower);
+        let mut description = PartitionDescription::read(&path).unwrap();
+        description.epochs.begin(LeaderEpoch::new(5), Offset::new(40)).unwrap();
+        description.write(&path).unwrap();
+        let follower = following(&path, Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(40, 60, 3)), None).unwrap();
+        follower.write_round();
+        drop(follower);
+        let again = partition(&path, Arc::new(FileSystem));
+        assert_eq!(again.epochs().unwrap().last_written(Offset::new(60)).get(), 3);
     }
 
     /// The first epoch is 0, as is what a log without records is in.

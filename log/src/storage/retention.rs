@@ -78,7 +78,7 @@ impl Partition {
             let count = online.sealed.partition_point(|segment| segment.end <= start);
             (online.sealed[..count].to_vec(), start, self.description(online, start))
         };
-        self.shared.reserve.spend(|| description.write(&self.folder))?;
+        self.shared.reserve.spend(|| self.describe(files, description.clone()))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = start;
             online.epochs.forget_before(start);
@@ -106,7 +106,7 @@ impl Partition {
             let start = online.sealed[count - 1].end;
             (online.sealed[..count].to_vec(), start, self.description(online, start))
         };
-        self.shared.reserve.spend(|| description.write(&self.folder))?;
+        self.shared.reserve.spend(|| self.describe(files, description.clone()))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = online.start.max(start);
             online.epochs.forget_before(start);
@@ -167,6 +167,17 @@ impl Partition {
         {
             tracing::warn!(error = %error.full_text(), "flush mark not flushed");
         }
+    }
+
+    /// Says it in `partition.json`, durably.
+    pub(super) fn describe(
+        &self,
+        files: &mut Files,
+        description: PartitionDescription,
+    ) -> Result<(), Error> {
+        description.write(&self.folder)?;
+        files.described = description.epochs;
+        Ok(())
     }
 
     pub(super) fn description(&self, online: &Online, start: Offset) -> PartitionDescription {

@@ -177,7 +177,7 @@ impl Partition {
         disk::remove_file(&segment::path(&self.folder, last, Kind::Index))?;
         cut.file.truncate(cut.position).map_err(Error::io("cut", &cut.path))?;
         cut.file.sync().map_err(Error::io("flush", &cut.path))?;
-        self.describe(start, &epochs, cut.end)
+        self.describe_cut(files, start, epochs, cut.end)
     }
 
     fn remove_all(&self, files: &mut Files, start: Offset) -> Result<(), Error> {
@@ -193,7 +193,7 @@ impl Partition {
             disk::remove_file(&segment::path(&self.folder, offset, Kind::Producers))?;
         }
         disk::sync_folder(&*self.shared.config.disk, &self.folder)?;
-        self.describe(start, &EpochHistory::default(), start)
+        self.describe_cut(files, start, EpochHistory::default(), start)
     }
 
     fn segments(&self) -> Result<(Vec<Offset>, Offset, EpochHistory), Error> {
@@ -228,16 +228,17 @@ impl Partition {
         Ok(Cut { file, path, position, end })
     }
 
-    fn describe(&self, start: Offset, epochs: &EpochHistory, end: Offset) -> Result<(), Error> {
-        let mut epochs = epochs.clone();
+    /// Says what is left where the log was cut.
+    fn describe_cut(
+        &self,
+        files: &mut Files,
+        start: Offset,
+        mut epochs: EpochHistory,
+        end: Offset,
+    ) -> Result<(), Error> {
         epochs.truncate(end);
-        PartitionDescription {
-            topic_id: self.name.topic_id,
-            partition: self.name.partition.get(),
-            start,
-            epochs,
-        }
-        .write(&self.folder)
+        let (topic_id, partition) = (self.name.topic_id, self.name.partition.get());
+        self.describe(files, PartitionDescription { topic_id, partition, start, epochs })
     }
 }
 
