@@ -191,6 +191,16 @@ impl Roles {
             std::iter::once((node(), count(|one| one.missing_replicas > 0))),
         )?;
         page.gauges(
+            "tailwater_offline_replicas",
+            "Copies of partitions that this node has and cannot use",
+            std::iter::once((node(), count(|one| one.offline.is_some()))),
+        )?;
+        page.gauges(
+            "tailwater_leaderless_partitions",
+            "Partitions of the cluster that nobody leads: no replica that has everything is there",
+            std::iter::once((node(), float(log.leaderless_partitions() as u64))),
+        )?;
+        page.gauges(
             "tailwater_leader_partitions",
             "Partitions that this node leads",
             std::iter::once((node(), count(|one| one.leads.is_some()))),

@@ -100,7 +100,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(admin = %config.admin.listen, "running");
 
-    let unasked = until_end(&mut roles, &mut admin_task).await?;
+    let unasked = until_end(&mut roles, &mut admin_task, log.node.as_deref()).await?;
     tracing::info!("stopping");
     capture.cancel();
     finish("capture", roles.captures).await;
@@ -112,7 +112,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     log.stop().await?;
     tracing::info!("stopped");
     match unasked {
-        Some(role) => bail!("{role} ended unasked"),
+        Some(what) => bail!("{what}"),
         None => Ok(()),
     }
 }
@@ -122,20 +122,37 @@ struct Roles {
     pipelines: JoinSet<()>,
 }
 
-/// Waits for a signal, or for a role to die; which.
+/// Waits for a signal, or for a role to die; which, and why.
 async fn until_end(
     roles: &mut Roles,
     admin: &mut JoinSet<std::io::Result<()>>,
-) -> anyhow::Result<Option<&'static str>> {
+    log: Option<&Log>,
+) -> anyhow::Result<Option<String>> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     Ok(tokio::select! {
         _signal = terminate.recv() => None,
         _signal = interrupt.recv() => None,
-        Some(_ended) = roles.captures.join_next() => Some("a capture"),
-        Some(_ended) = roles.pipelines.join_next() => Some("a pipeline"),
-        Some(_ended) = admin.join_next() => Some("the admin or schema registry listener"),
+        Some(_ended) = roles.captures.join_next() => Some(unasked("a capture")),
+        Some(_ended) = roles.pipelines.join_next() => Some(unasked("a pipeline")),
+        Some(_ended) = admin.join_next() => Some(unasked("the admin or schema registry listener")),
+        reason = stopped(log) => Some(format!(
+            "the controller of this node has stopped: {reason}; start the process again, and if that \
+             does not help, see to the disk of [log] data_dir"
+        )),
     })
+}
+
+fn unasked(role: &str) -> String {
+    format!("{role} ended unasked")
+}
+
+/// Why the log's controller does nothing any more, once that is so.
+async fn stopped(log: Option<&Log>) -> String {
+    match log {
+        Some(log) => log.stopped().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn finish(what: &str, mut tasks: JoinSet<()>) {
@@ -218,7 +235,7 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
     }
     if !section.controllers.is_empty() {
         tracing::info!("waiting for the cluster");
-        log.serving().await;
+        log.until_serving().await.context("join the cluster")?;
     }
     local.node = Some(log);
     Ok(local)

@@ -81,29 +81,37 @@ impl Log {
         let controller = open_controller(&opened.shared, &network).await?;
         let log = Arc::new(Self::start(opened, controller, network));
         log.spawn(upkeep::look_after_retention(Arc::downgrade(&log)));
-        if log.shared.config.all_controllers().len() == 1
-            && let Some(controller) = &log.controller
-        {
-            log.serving_alone(controller.quorum()).await?;
+        if log.shared.config.all_controllers().len() == 1 && log.controller.is_some() {
+            log.until_serving().await?;
         }
         Ok(log)
     }
 
-    /// Waits until this node serves, or never will: its own quorum is the only one.
-    async fn serving_alone(&self, quorum: &Quorum) -> Result<(), Error> {
-        let mut status = quorum.watch();
-        let stopped = async {
-            let ended = status.wait_for(|status| status.stopped.is_some()).await;
-            ended.map_or_else(
-                |closed| closed.to_string(),
-                |status| status.stopped.clone().unwrap_or_default(),
-            )
-        };
+    /// Waits until this node serves, or cannot any more: then it is to be closed and started again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the controller of this node has stopped.
+    pub async fn until_serving(&self) -> Result<(), Error> {
         tokio::select! {
             biased;
             () = self.serving() => Ok(()),
-            reason = stopped => Err(Error::Unavailable { operation: "begin to serve", reason }),
+            reason = self.stopped() => {
+                Err(Error::Unavailable { operation: "begin to serve", reason })
+            }
         }
+    }
+
+    /// Waits until the controller of this node has stopped, and says why: what the metadata quorum
+    /// writes could not be flushed, say. It takes part no more until the node is closed and opened
+    /// again, so whoever runs it should do that. Waits for ever if the node carries none.
+    pub async fn stopped(&self) -> String {
+        let Some(controller) = &self.controller else { return std::future::pending().await };
+        let mut status = controller.quorum().watch();
+        let ended = status.wait_for(|status| status.stopped.is_some()).await;
+        ended.map_or_else(
+            |closed| closed.to_string(),
+            |status| status.stopped.clone().unwrap_or_default(),
+        )
     }
 
     /// Serves Kafka's protocol on `listener` until `shutdown`.

@@ -52,6 +52,13 @@ impl Log {
         let image = Arc::clone(&self.image.borrow());
         self.partitions.all().iter().map(|partition| status(&image, partition)).collect()
     }
+
+    /// How many partitions of the whole cluster nobody leads, as far as this node knows: no replica
+    /// that has everything is there. They take and give nothing.
+    pub fn leaderless_partitions(&self) -> usize {
+        let image = Arc::clone(&self.image.borrow());
+        image.partitions().filter(|(.., state)| state.leader.is_none()).count()
+    }
 }
 
 fn status(image: &Image, partition: &Partition) -> PartitionStatus {

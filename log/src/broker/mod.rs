@@ -141,7 +141,7 @@ impl From<ErrorCode> for Refused {
 impl From<Stopped> for Refused {
     fn from(stopped: Stopped) -> Self {
         let code = match &stopped {
-            Stopped::Offline(_) => ErrorCode::KafkaStorageError,
+            Stopped::Offline(_) | Stopped::Damaged(_) => ErrorCode::KafkaStorageError,
             Stopped::Deleted => ErrorCode::UnknownTopicOrPartition,
             Stopped::Closed => ErrorCode::NotLeaderOrFollower,
         };

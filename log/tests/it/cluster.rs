@@ -15,30 +15,40 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const TOPIC: &str = "t";
+pub(crate) const TOPIC: &str = "t";
 
 /// A node's place: it may be started there again.
-struct Place {
-    id: BrokerId,
-    folder: TempDir,
-    address: SocketAddr,
-    controller_address: SocketAddr,
+pub(crate) struct Place {
+    pub(crate) id: BrokerId,
+    pub(crate) folder: TempDir,
+    pub(crate) address: SocketAddr,
+    pub(crate) controller_address: SocketAddr,
 }
 
 /// A node that runs.
-struct Running {
-    log: Arc<Log>,
+pub(crate) struct Running {
+    pub(crate) log: Arc<Log>,
     stop: CancellationToken,
     serving: JoinSet<()>,
 }
 
-struct Cluster {
-    places: Vec<Place>,
-    running: BTreeMap<BrokerId, Running>,
+pub(crate) struct Cluster {
+    pub(crate) places: Vec<Place>,
+    pub(crate) running: BTreeMap<BrokerId, Running>,
+    /// What is different in it.
+    adjust: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Cluster {
-    async fn start(count: i32) -> Self {
+    pub(crate) async fn start(count: i32) -> Self {
+        Self::with(count, |_| {}).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn with(
+        count: i32,
+        adjust: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Self {
         let mut places = Vec::new();
         for id in 1..=count {
             places.push(Place {
@@ -48,7 +58,7 @@ impl Cluster {
                 controller_address: free().await,
             });
         }
-        let mut cluster = Self { places, running: BTreeMap::new() };
+        let mut cluster = Self { places, running: BTreeMap::new(), adjust: Box::new(adjust) };
         for id in 1..=count {
             cluster.start_node(BrokerId::new(id)).await;
         }
@@ -58,18 +68,18 @@ impl Cluster {
         cluster
     }
 
-    fn place(&self, id: BrokerId) -> &Place {
+    pub(crate) fn place(&self, id: BrokerId) -> &Place {
         self.places.iter().find(|place| place.id == id).unwrap()
     }
 
-    async fn start_node(&mut self, id: BrokerId) {
+    pub(crate) async fn start_node(&mut self, id: BrokerId) {
         let place = self.place(id);
         let controllers =
             self.places.iter().map(|it| (it.id, it.controller_address.to_string())).collect();
         let listener = TcpListener::bind(place.address).await.unwrap();
         let controller_listener = TcpListener::bind(place.controller_address).await.unwrap();
         let log = loop {
-            let opened = Log::open(Config {
+            let mut config = Config {
                 node_id: id,
                 advertised_port: place.address.port(),
                 controllers: BTreeMap::clone(&controllers),
@@ -77,8 +87,9 @@ impl Cluster {
                 min_insync_replicas: 2,
                 reserve_bytes: 0,
                 ..Config::new(place.folder.path())
-            });
-            match opened.await {
+            };
+            (self.adjust)(&mut config);
+            match Log::open(config).await {
                 Ok(log) => break log,
                 // A node that was dropped lets go of its folder when its last task has seen that.
                 Err(tailwater_log::Error::Locked { .. }) => {
@@ -95,13 +106,13 @@ impl Cluster {
     }
 
     /// Ends a node as if its process had died.
-    async fn kill(&mut self, id: BrokerId) {
+    pub(crate) async fn kill(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.serving.shutdown().await;
     }
 
     /// Ends a node in order.
-    async fn stop(&mut self, id: BrokerId) {
+    pub(crate) async fn stop(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.log.leave().await;
         running.stop.cancel();
@@ -109,13 +120,13 @@ impl Cluster {
         running.log.close().await.unwrap();
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let addresses = self.places.iter().map(|place| place.address.to_string()).collect();
         let config = ClientConfig { call_timeout: Duration::from_secs(60), ..Default::default() };
         Client::connect(config, Transport::tcp(addresses)).await.unwrap()
     }
 
-    fn leader(&self) -> BrokerId {
+    pub(crate) fn leader(&self) -> BrokerId {
         let leads = |log: &Log| {
             log.partitions().iter().any(|one| one.topic == TOPIC && one.leads.is_some())
         };
@@ -123,7 +134,7 @@ impl Cluster {
     }
 
     /// Waits until every node has everything, on every in-sync replica.
-    async fn until_in_sync(&self) {
+    pub(crate) async fn until_in_sync(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let of_topic: Vec<_> = self
@@ -151,11 +162,11 @@ async fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-fn partition() -> TopicPartition {
+pub(crate) fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, PartitionId::new(0))
 }
 
-async fn make_topic(client: &Client) {
+pub(crate) async fn make_topic(client: &Client) {
     let spec = TopicSpec {
         name: TOPIC.to_owned(),
         partitions: 1,
@@ -166,7 +177,7 @@ async fn make_topic(client: &Client) {
 }
 
 /// Every value of the topic, in order.
-async fn values(client: &Client) -> Vec<String> {
+pub(crate) async fn values(client: &Client) -> Vec<String> {
     let end = client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap();
     let mut reader = client.reader(ReaderConfig::new(partition(), Offset::ZERO));
     let mut values = Vec::new();
@@ -181,7 +192,7 @@ async fn values(client: &Client) -> Vec<String> {
 }
 
 /// Writes numbers until told to stop; how many were acknowledged, all of them.
-async fn write_numbers(client: Client, stop: CancellationToken) -> usize {
+pub(crate) async fn write_numbers(client: Client, stop: CancellationToken) -> usize {
     let config =
         ProducerConfig { transactional_id: Some("writer".to_owned()), ..ProducerConfig::default() };
     let mut producer = client.producer(config).await.unwrap();
@@ -252,13 +263,13 @@ async fn leaders_die_and_nothing_acknowledged_is_lost_doubled_or_out_of_order() 
     cluster.until_in_sync().await;
 }
 
-async fn end_of(client: &Client) -> Offset {
+pub(crate) async fn end_of(client: &Client) -> Offset {
     client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap()
 }
 
 impl Cluster {
     /// Waits until the leader has every replica in its ISR.
-    async fn until_in_sync_while_writing(&self) {
+    pub(crate) async fn until_in_sync_while_writing(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let all: Vec<_> =

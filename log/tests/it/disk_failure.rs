@@ -442,3 +442,22 @@ async fn a_topic_for_which_there_are_no_files_is_made_later() {
     disk.open_error.store(EMFILE, Ordering::SeqCst);
     is_made_later(scratch, || disk.open_error.store(0, Ordering::SeqCst)).await;
 }
+
+#[tokio::test]
+async fn a_node_whose_metadata_cannot_be_flushed_says_that_it_has_stopped() {
+    let (scratch, disk) = scratch().await;
+    let log = Arc::clone(&scratch.log);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move { tell.send(log.stopped().await) });
+    FailingDisk::set(&disk.flush_fails, true);
+    // It needs an entry of the metadata's log; its answer does not come.
+    let creating = async {
+        create_topic(&scratch.log, "other", &[]).await;
+        std::future::pending().await
+    };
+    let reason = tokio::select! {
+        reason = told => reason.unwrap(),
+        () = creating => unreachable!("it never ends"),
+    };
+    assert!(reason.contains("the disk is gone"), "{reason}");
+}

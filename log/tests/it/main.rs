@@ -16,6 +16,7 @@ mod failing_disk;
 mod fetching;
 mod full_disk;
 mod kcat;
+mod offline;
 mod our_client;
 mod producing;
 mod recovery;
