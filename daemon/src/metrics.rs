@@ -195,6 +195,11 @@ impl Roles {
             "Copies of partitions that this node has and cannot use",
             std::iter::once((node(), count(|one| one.offline.is_some()))),
         )?;
+        page.counters(
+            "tailwater_catch_up_bytes",
+            "Bytes copied for replicas here that were not in sync, since the process started",
+            std::iter::once((node(), log.catch_up_bytes())),
+        )?;
         page.gauges(
             "tailwater_leaderless_partitions",
             "Partitions of the cluster that nobody leads: no replica that has everything is there",

@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, PipelineRole, SourceRole};
 use crate::config::{
-    Config, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
+    ByteSize, Config, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
 };
 use crate::{admin, connectors, limits, schema_api};
 
@@ -208,6 +208,7 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
         rack: section.rack.clone(),
         replication_factor: section.replication_factor,
         min_insync_replicas: section.min_insync_replicas,
+        replication_throttle: section.replication_throttle.map(ByteSize::bytes),
         advertised_host,
         advertised_port,
         flush: match section.flush {

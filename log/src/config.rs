@@ -57,6 +57,9 @@ pub struct Config {
     /// A follower that has not been at its leader's end for so long leaves the ISR: Kafka's
     /// `replica.lag.time.max.ms`.
     pub replica_lag_max: Duration,
+    /// How many bytes a second all replicas of this node that are not in sync may copy together;
+    /// `None` for as fast as it goes. Replicas in sync are never held back.
+    pub replication_throttle: Option<u64>,
     /// How this node reaches other brokers.
     pub peers: Transport,
     /// How this node reaches other controllers.
@@ -119,6 +122,7 @@ impl Config {
             session_timeout: Duration::from_secs(2),
             election_timeout: QuorumTimeouts::default().election_least,
             replica_lag_max: crate::replica::Settings::default().lag_max,
+            replication_throttle: None,
             peers: Transport::tcp(Vec::new()),
             controller_network: ControllerNetwork::default(),
             segment_bytes: 64 << 20,
@@ -192,6 +196,10 @@ impl Config {
         require(
             self.election_timeout >= Duration::from_millis(100),
             "election_timeout must be at least 100 ms",
+        );
+        require(
+            self.replication_throttle.is_none_or(|rate| rate > 0),
+            "replication_throttle must be greater than 0: leave it out for no limit",
         );
         require(!self.advertised_host.is_empty(), "advertised_host must not be empty");
         require(self.flush_threads > 0, "flush_threads must be at least 1");

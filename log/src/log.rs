@@ -30,6 +30,7 @@ use crate::node::errands::{self, ErrandRunner};
 use crate::node::fetcher::{Common, Fetchers};
 use crate::node::link::ControllerLink;
 use crate::node::membership::{Membership, NOT_REGISTERED, Standing};
+use crate::node::throttle::CatchUp;
 use crate::partitions::Partitions;
 use crate::producers::ProducerIds;
 use crate::quorum::{Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER};
@@ -58,6 +59,7 @@ pub struct Log {
     pub(crate) intake: tokio::sync::Mutex<()>,
     /// Room for bytes that wait to be written.
     pub(crate) room: Arc<Semaphore>,
+    pub(crate) catch_up: Arc<CatchUp>,
     leaving: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
     stop_tasks: CancellationToken,
@@ -251,6 +253,7 @@ impl Log {
         let link = Arc::new(ControllerLink::new(own, &controllers, network, stop_tasks.clone()));
         let room = Arc::new(Semaphore::new(config.pending_bytes));
         let coordinators = Arc::new(Coordinators::default());
+        let catch_up = Arc::new(CatchUp::new(config.replication_throttle));
         let membership = Membership {
             registration: Registration {
                 id: me,
@@ -281,6 +284,7 @@ impl Log {
             room: Arc::clone(&room),
             image: image.subscribe(),
             standing: standing.subscribe(),
+            catch_up: Arc::clone(&catch_up),
         };
         let (proposals, proposed) = errands::proposals();
         let errands = ErrandRunner {
@@ -303,6 +307,7 @@ impl Log {
             flusher,
             intake: tokio::sync::Mutex::default(),
             room,
+            catch_up,
             leaving,
             tasks: Mutex::default(),
             _stop_on_drop: stop_tasks.clone().drop_guard(),

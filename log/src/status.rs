@@ -53,6 +53,11 @@ impl Log {
         self.partitions.all().iter().map(|partition| status(&image, partition)).collect()
     }
 
+    /// How many bytes have been copied since the start for replicas here that were not in sync.
+    pub fn catch_up_bytes(&self) -> u64 {
+        self.catch_up.bytes()
+    }
+
     /// How many partitions of the whole cluster nobody leads, as far as this node knows: no replica
     /// that has everything is there. They take and give nothing.
     pub fn leaderless_partitions(&self) -> usize {

@@ -71,6 +71,12 @@ impl Config {
         check_listener(found, "log", log.listen, log.insecure);
         check_listener(found, "log", log.controller_listen, log.insecure);
         check_controllers(found, log);
+        if log.replication_throttle.is_some_and(|rate| rate.bytes() == 0) {
+            found.push(Problem::new(
+                "log.replication_throttle is 0",
+                "leave it out for no limit, or set it to more than is written each second",
+            ));
+        }
         if log.replication_factor < 1 || log.min_insync_replicas < 1 {
             found.push(Problem::new(
                 "log.replication_factor or log.min_insync_replicas is below 1",

@@ -111,6 +111,14 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "Of the topics that are created.",
         ),
         (
+            "replication_throttle",
+            "size",
+            none(),
+            "How much a second this node may copy for its replicas that are not in sync: those that are \
+             being added, or that begin with an empty disk. Must be more than is written to them, or \
+             they never get there. Without it, as fast as it goes.",
+        ),
+        (
             "flush",
             "`always`, `never`, duration",
             "`\"always\"`".into(),
