@@ -196,6 +196,11 @@ impl Roles {
             std::iter::once((node(), count(|one| one.offline.is_some()))),
         )?;
         page.counters(
+            "tailwater_follower_read_bytes",
+            "Bytes that clients of this node's rack read here of partitions that another node leads",
+            std::iter::once((node(), log.follower_read_bytes())),
+        )?;
+        page.counters(
             "tailwater_catch_up_bytes",
             "Bytes copied for replicas here that were not in sync, since the process started",
             std::iter::once((node(), log.catch_up_bytes())),

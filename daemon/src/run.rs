@@ -274,7 +274,8 @@ pub(crate) async fn connect(
         Some(node) => Transport::in_process(node),
         None => Transport::tcp(section.brokers.clone()),
     };
-    Client::connect(ClientConfig::default(), transport).await.context("reach the log")
+    let config = ClientConfig { rack: section.rack.clone(), ..ClientConfig::default() };
+    Client::connect(config, transport).await.context("reach the log")
 }
 
 fn start_sources(

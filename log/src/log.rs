@@ -8,6 +8,7 @@
 //! files like a process that died.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ pub struct Log {
     /// Room for bytes that wait to be written.
     pub(crate) room: Arc<Semaphore>,
     pub(crate) catch_up: Arc<CatchUp>,
+    /// What clients have read here of partitions that this node follows.
+    pub(crate) follower_read_bytes: AtomicU64,
     leaving: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
     stop_tasks: CancellationToken,
@@ -308,6 +311,7 @@ impl Log {
             intake: tokio::sync::Mutex::default(),
             room,
             catch_up,
+            follower_read_bytes: AtomicU64::new(0),
             leaving,
             tasks: Mutex::default(),
             _stop_on_drop: stop_tasks.clone().drop_guard(),

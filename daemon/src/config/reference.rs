@@ -96,7 +96,9 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "rack",
             "text",
             none(),
-            "Where this node stands: the replicas of a partition are spread over racks.",
+            "Where this process stands, such as an availability zone. The replicas of a partition are spread \
+             over the racks of the nodes; capture and apply read from a replica in sync of their own \
+             rack, if there is one.",
         ),
         (
             "replication_factor",

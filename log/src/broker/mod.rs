@@ -21,6 +21,7 @@ mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod read_replica;
 mod view;
 
 use async_trait::async_trait;

@@ -1,5 +1,6 @@
 //! What a request is about: topics as the metadata has them, partitions as this node has them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::Refused;
 use crate::controller::{ControllerAnswer, ControllerRequest, NewTopic, Refusal};
 use crate::coordinator::{self, NotChanged, Store};
 use crate::log::Log;
-use crate::metadata::{BrokerEpoch, Image, PartitionState, TopicImage};
+use crate::metadata::{BrokerEpoch, BrokerState, Image, PartitionState, TopicImage};
 use crate::storage::partition::Partition;
 
 /// Partitions of the log's own topics. The number stays for the cluster's life; Kafka's 50 are for
@@ -41,6 +42,11 @@ impl Topic {
     /// The topic itself.
     pub(super) fn state(&self) -> Option<&TopicImage> {
         self.image.topic(self.id)
+    }
+
+    /// The brokers there are.
+    pub(super) fn brokers(&self) -> &BTreeMap<BrokerId, BrokerState> {
+        self.image.brokers()
     }
 
     /// Its name.

@@ -17,6 +17,7 @@ mod failing_disk;
 mod fetching;
 mod full_disk;
 mod kcat;
+mod nearby;
 mod offline;
 mod our_client;
 mod producing;
