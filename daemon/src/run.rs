@@ -62,6 +62,9 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    if config.log.as_ref().is_some_and(|log| !log.broker) {
+        return serve_controller(config).await;
+    }
     let admin = listen(config.admin.listen, "admin").await?;
     let schemas = match config.schema_registry.listen {
         Some(at) => Some(listen(at, "schema_registry").await?),
@@ -109,6 +112,28 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     admin_stop.cancel();
     admin_task.abort_all();
     drop(client);
+    log.stop().await?;
+    tracing::info!("stopped");
+    match unasked {
+        Some(what) => bail!("{what}"),
+        None => Ok(()),
+    }
+}
+
+/// A process that is a controller of the log's cluster and nothing else.
+async fn serve_controller(config: Config) -> anyhow::Result<()> {
+    let admin = listen(config.admin.listen, "admin").await?;
+    let log = start_log(&config).await?;
+    let Some(node) = log.node.clone() else { bail!("[log] has no data_dir") };
+    let admin_stop = CancellationToken::new();
+    let mut admin_task = JoinSet::new();
+    admin_task.spawn(admin::run_controller(admin, node, admin_stop.clone()));
+    tracing::info!(admin = %config.admin.listen, "running as a controller");
+    let mut roles = Roles { captures: JoinSet::new(), pipelines: JoinSet::new() };
+    let unasked = until_end(&mut roles, &mut admin_task, log.node.as_deref()).await?;
+    tracing::info!("stopping");
+    admin_stop.cancel();
+    admin_task.abort_all();
     log.stop().await?;
     tracing::info!("stopped");
     match unasked {
@@ -205,6 +230,7 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
             .iter()
             .map(|controller| (BrokerId::new(controller.id), controller.address.clone()))
             .collect(),
+        broker: section.broker,
         rack: section.rack.clone(),
         replication_factor: section.replication_factor,
         min_insync_replicas: section.min_insync_replicas,

@@ -42,6 +42,9 @@ pub struct Config {
     /// The cluster's controllers and where their controller listeners are reached, `host:port`. A
     /// node that is named here carries one. By default the node is alone.
     pub controllers: BTreeMap<BrokerId, String>,
+    /// Whether the node has copies of partitions and serves clients. One that does not is a controller
+    /// and nothing else.
+    pub broker: bool,
     /// Where the node stands: replicas of a partition are spread over racks.
     pub rack: Option<String>,
     /// Replicas of a topic that does not say how many.
@@ -114,6 +117,7 @@ impl Config {
             advertised_host: "127.0.0.1".to_owned(),
             advertised_port: 9092,
             controllers: BTreeMap::new(),
+            broker: true,
             rack: None,
             replication_factor: 1,
             min_insync_replicas: 1,
@@ -200,6 +204,10 @@ impl Config {
         require(
             self.replication_throttle.is_none_or(|rate| rate > 0),
             "replication_throttle must be greater than 0: leave it out for no limit",
+        );
+        require(
+            self.broker || self.controllers.contains_key(&self.node_id),
+            "a node without a broker must be one of the controllers",
         );
         require(!self.advertised_host.is_empty(), "advertised_host must not be empty");
         require(self.flush_threads > 0, "flush_threads must be at least 1");

@@ -26,7 +26,7 @@ use crate::coordinator::Coordinators;
 use crate::folder::{self, Folder};
 use crate::metadata::{Image, MetadataIndex};
 use crate::node::assign::Assigner;
-use crate::node::controller::ControllerNode;
+use crate::node::controller::{self, ControllerNode};
 use crate::node::errands::{self, ErrandRunner};
 use crate::node::fetcher::{Common, Fetchers};
 use crate::node::link::ControllerLink;
@@ -85,7 +85,9 @@ impl Log {
         let network = opened.shared.config.controller_network.network();
         let controller = open_controller(&opened.shared, &network).await?;
         let log = Arc::new(Self::start(opened, controller, network));
-        log.spawn(upkeep::look_after_retention(Arc::downgrade(&log)));
+        if log.is_broker() {
+            log.spawn(upkeep::look_after_retention(Arc::downgrade(&log)));
+        }
         if log.shared.config.all_controllers().len() == 1 && log.controller.is_some() {
             log.until_serving().await?;
         }
@@ -143,7 +145,7 @@ impl Log {
     /// do, ten seconds at most. To be called before [`Log::serve`] is stopped: clients are told
     /// where to go.
     pub async fn leave(&self) {
-        if self.image.borrow().brokers().len() < 2 {
+        if !self.is_broker() || self.image.borrow().brokers().len() < 2 {
             return;
         }
         self.leaving.cancel();
@@ -182,6 +184,11 @@ impl Log {
         self.shared.config.node_id
     }
 
+    /// Whether it has copies of partitions and serves clients; else it is a controller only.
+    pub fn is_broker(&self) -> bool {
+        self.shared.config.broker
+    }
+
     /// Takes a controller out of the metadata quorum, for good: its node is gone, or is to be a
     /// broker only. To be asked of the node whose controller is active.
     ///
@@ -207,8 +214,15 @@ impl Log {
         self.standing.borrow().in_service
     }
 
-    /// Waits until this node serves: it is relied on, and leads what it is to lead.
+    /// Waits until this node serves: it is relied on, and leads what it is to lead. Or, without a
+    /// broker, until its controller is part of a cluster that has begun.
     pub async fn serving(&self) {
+        if !self.is_broker() {
+            let mut image = self.image.subscribe();
+            // What shows it is this node's own task.
+            drop(image.wait_for(|image| image.cluster().is_some()).await);
+            return;
+        }
         let mut standing = self.standing.clone();
         // The membership is this node's own task.
         drop(standing.wait_for(|standing| standing.in_service).await);
@@ -318,6 +332,12 @@ impl Log {
             stop_tasks,
             shared,
         };
+        if !log.shared.config.broker {
+            if let Some(controller) = &log.controller {
+                log.spawn(controller::show(Arc::clone(controller), log.image.clone()));
+            }
+            return log;
+        }
         log.spawn(membership.run());
         log.spawn(errands.run());
         log.spawn(errands::propose(

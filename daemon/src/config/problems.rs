@@ -71,6 +71,9 @@ impl Config {
         check_listener(found, "log", log.listen, log.insecure);
         check_listener(found, "log", log.controller_listen, log.insecure);
         check_controllers(found, log);
+        if !log.broker {
+            self.controller_problems(found, log);
+        }
         if log.replication_throttle.is_some_and(|rate| rate.bytes() == 0) {
             found.push(Problem::new(
                 "log.replication_throttle is 0",
@@ -81,6 +84,32 @@ impl Config {
             found.push(Problem::new(
                 "log.replication_factor or log.min_insync_replicas is below 1",
                 "set them to 1 or more",
+            ));
+        }
+    }
+
+    /// Of a process that is a controller and nothing else.
+    fn controller_problems(&self, found: &mut Vec<Problem>, log: &LogSection) {
+        if !log.controllers.iter().any(|controller| controller.id == log.node_id) {
+            found.push(Problem::new(
+                format!("log.broker = false, and log.controllers does not name node {}", log.node_id),
+                "name this node in log.controllers, or leave broker out",
+            ));
+        }
+        if log.data_dir.is_none() {
+            found.push(Problem::new(
+                "log.broker = false without log.data_dir",
+                "set data_dir: the controller keeps the cluster's metadata there",
+            ));
+        }
+        let carries_more = !self.sources.is_empty()
+            || !self.pipelines.is_empty()
+            || self.schema_registry.listen.is_some()
+            || log.listen.is_some();
+        if carries_more {
+            found.push(Problem::new(
+                "log.broker = false beside log.listen, sources, pipelines or a schema registry",
+                "leave those out: a controller apart carries nothing else; run them in other processes",
             ));
         }
     }
@@ -177,7 +206,7 @@ fn check_controllers(found: &mut Vec<Problem>, log: &LogSection) {
             "set log.controller_listen to the address that log.controllers gives",
         ));
     }
-    if log.data_dir.is_some() && log.listen.is_none() {
+    if log.broker && log.data_dir.is_some() && log.listen.is_none() {
         found.push(Problem::new(
             "a node of a cluster has no log.listen: the other nodes cannot copy from it",
             "set log.listen, and log.advertise if others reach it at another address",

@@ -93,6 +93,14 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "Where this node listens to the other nodes, if `controllers` names it.",
         ),
         (
+            "broker",
+            "boolean",
+            format!("`{}`", log.broker),
+            "Whether this node has copies of partitions and serves clients. `false` makes it a controller \
+             and nothing else: it needs `data_dir`, `controllers` that names it, and \
+             `controller_listen`.",
+        ),
+        (
             "rack",
             "text",
             none(),

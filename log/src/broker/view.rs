@@ -152,8 +152,13 @@ impl Log {
         }
         // Of all brokers there are to be, not of those that are live just now: what is made while
         // others start, or are away, would have too few replicas for ever.
-        let controllers = self.shared.config.all_controllers().len();
-        let replicas = image.brokers().len().max(controllers).clamp(1, INTERNAL_REPLICAS);
+        let config = &self.shared.config;
+        let expected = match self.controller {
+            Some(_) => config.all_controllers().len(),
+            // They may be apart from the brokers.
+            None => usize::try_from(config.replication_factor).unwrap_or(1),
+        };
+        let replicas = image.brokers().len().max(expected).clamp(1, INTERNAL_REPLICAS);
         let configs = [("cleanup.policy", "compact"), ("segment.bytes", INTERNAL_SEGMENT_BYTES)];
         let new = NewTopic {
             name: topic.to_owned(),

@@ -35,6 +35,8 @@ pub(crate) struct Running {
 pub(crate) struct Cluster {
     pub(crate) places: Vec<Place>,
     pub(crate) running: BTreeMap<BrokerId, Running>,
+    /// Those that carry a controller.
+    controllers: Vec<BrokerId>,
     /// What is different in it.
     adjust: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -49,6 +51,15 @@ impl Cluster {
         count: i32,
         adjust: impl Fn(&mut Config) + Send + Sync + 'static,
     ) -> Self {
+        Self::of(count, count, adjust).await
+    }
+
+    /// The first `controllers` of `count` nodes carry a controller.
+    pub(crate) async fn of(
+        count: i32,
+        controllers: i32,
+        adjust: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Self {
         let mut places = Vec::new();
         for id in 1..=count {
             places.push(Place {
@@ -58,7 +69,12 @@ impl Cluster {
                 controller_address: free().await,
             });
         }
-        let mut cluster = Self { places, running: BTreeMap::new(), adjust: Box::new(adjust) };
+        let mut cluster = Self {
+            places,
+            running: BTreeMap::new(),
+            controllers: (1..=controllers).map(BrokerId::new).collect(),
+            adjust: Box::new(adjust),
+        };
         for id in 1..=count {
             cluster.start_node(BrokerId::new(id)).await;
         }
@@ -74,8 +90,9 @@ impl Cluster {
 
     pub(crate) async fn start_node(&mut self, id: BrokerId) {
         let place = self.place(id);
+        let controllers = self.places.iter().filter(|it| self.controllers.contains(&it.id));
         let controllers =
-            self.places.iter().map(|it| (it.id, it.controller_address.to_string())).collect();
+            controllers.map(|it| (it.id, it.controller_address.to_string())).collect();
         let listener = TcpListener::bind(place.address).await.unwrap();
         let controller_listener = TcpListener::bind(place.controller_address).await.unwrap();
         let log = loop {
@@ -100,7 +117,9 @@ impl Cluster {
         };
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(Arc::clone(&log).serve(listener, stop.clone()));
+        if log.is_broker() {
+            serving.spawn(Arc::clone(&log).serve(listener, stop.clone()));
+        }
         serving.spawn(Arc::clone(&log).serve_controller(controller_listener, stop.clone()));
         self.running.insert(id, Running { log, stop, serving });
     }

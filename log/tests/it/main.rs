@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod apart;
 mod catching_up;
 mod cluster;
 mod compaction;
