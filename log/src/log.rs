@@ -34,7 +34,9 @@ use crate::node::membership::{Membership, NOT_REGISTERED, Standing};
 use crate::node::throttle::CatchUp;
 use crate::partitions::Partitions;
 use crate::producers::ProducerIds;
-use crate::quorum::{Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER};
+use crate::quorum::{
+    Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES,
+};
 use crate::storage::flusher::Flusher;
 use crate::storage::partition::{Shared, lock};
 use crate::upkeep;
@@ -403,6 +405,7 @@ async fn open_controller(
         disk: Arc::clone(&config.disk),
         timeouts: config.quorum(),
         snapshot_after: SNAPSHOT_AFTER,
+        snapshot_part_bytes: SNAPSHOT_PART_BYTES,
     };
     let quorum = Quorum::open(quorum, Arc::clone(network)).await?;
     let settings = ControllerSettings {
