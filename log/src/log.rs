@@ -34,9 +34,7 @@ use crate::node::membership::{Membership, NOT_REGISTERED, Standing};
 use crate::node::throttle::CatchUp;
 use crate::partitions::Partitions;
 use crate::producers::ProducerIds;
-use crate::quorum::{
-    Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES,
-};
+use crate::quorum::{Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES};
 use crate::storage::flusher::Flusher;
 use crate::storage::partition::{Shared, lock};
 use crate::upkeep;

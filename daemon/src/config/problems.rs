@@ -92,7 +92,10 @@ impl Config {
     fn controller_problems(&self, found: &mut Vec<Problem>, log: &LogSection) {
         if !log.controllers.iter().any(|controller| controller.id == log.node_id) {
             found.push(Problem::new(
-                format!("log.broker = false, and log.controllers does not name node {}", log.node_id),
+                format!(
+                    "log.broker = false, and log.controllers does not name node {}",
+                    log.node_id
+                ),
                 "name this node in log.controllers, or leave broker out",
             ));
         }

@@ -106,9 +106,11 @@ pub(super) fn settle(
     let members: BTreeSet<_> = isr.into_iter().filter(|id| !excluded(id)).collect();
     new.isr = in_sync(&new.replicas, &members, brokers);
     finish_reassignment(&mut new);
-    let complete = new.replicas.iter().copied().filter(|id| {
-        old.is_complete_on(*id) && !new.isr.contains(id) && !lost.contains(id)
-    });
+    let complete = new
+        .replicas
+        .iter()
+        .copied()
+        .filter(|id| old.is_complete_on(*id) && !new.isr.contains(id) && !lost.contains(id));
     new.elr = trusted(complete.collect(), &new);
     elect(&mut new, preferred, brokers);
     // Who was elected from the ELR is in sync now, and may have been what was missing.

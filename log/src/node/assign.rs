@@ -148,7 +148,9 @@ impl Assigner {
             image.topic(key.0).and_then(|topic| Some((topic, topic.partitions.get(&key.1)?)));
         let mine = known.filter(|(_, state)| state.replicas.contains(&self.me));
         let outcome = match (mine, self.partitions.get(key)) {
-            (Some((topic, state)), Some(partition)) if self.is_to_be_made_anew(state, &partition) => {
+            (Some((topic, state)), Some(partition))
+                if self.is_to_be_made_anew(state, &partition) =>
+            {
                 match self.set_aside(&partition).await {
                     Ok(()) => self.create(image, key, topic, state).await,
                     Err(error) => Err(error),

@@ -22,9 +22,7 @@ use uuid::Uuid;
 use super::assign::{Assigner, Changed};
 use super::controller::{Ask, News};
 use super::link::ControllerLink;
-use crate::controller::{
-    ControllerAnswer, ControllerRequest, CopyReport, Heartbeat, Registration,
-};
+use crate::controller::{ControllerAnswer, ControllerRequest, CopyReport, Heartbeat, Registration};
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex};
 
 /// How long a heartbeat may wait for news: several in a session.

@@ -38,7 +38,10 @@ async fn three_controllers_beside_three_brokers_lose_one_of_each() {
     .await;
     let client = cluster.client().await;
     make_topic(&client).await;
-    client.commit_offsets("g", &[(crate::cluster::partition(), end_of(&client).await)]).await.unwrap();
+    client
+        .commit_offsets("g", &[(crate::cluster::partition(), end_of(&client).await)])
+        .await
+        .unwrap();
     for id in 1..=CONTROLLERS {
         let log = &cluster.running[&BrokerId::new(id)].log;
         assert!(log.partitions().is_empty() && !log.is_in_service());

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use tailwater_kafka::{
-    BrokerId, Client, PartitionId, ProducerConfig, TopicPartition, TopicSpec,
-};
+use tailwater_kafka::{BrokerId, Client, PartitionId, ProducerConfig, TopicPartition, TopicSpec};
 
 use crate::cluster::{Cluster, TOPIC, make_topic};
 
@@ -50,8 +48,7 @@ impl Cluster {
 /// ```
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_has_everything_to_copy_is_held_back_and_others_go_on() {
-    let mut cluster =
-        Cluster::with(3, |config| config.replication_throttle = Some(THROTTLE)).await;
+    let mut cluster = Cluster::with(3, |config| config.replication_throttle = Some(THROTTLE)).await;
     let client = cluster.client().await;
     make_topic(&client).await;
     let spec = TopicSpec {

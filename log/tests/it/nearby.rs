@@ -72,7 +72,8 @@ async fn a_reader_reads_from_its_own_rack_and_goes_on_when_that_node_stops() {
     let mut reader = nearby.reader(ReaderConfig::new(partition(), Offset::ZERO));
     let mut values = Vec::new();
     while cluster.read_from_follower(near) < 1000 {
-        values.extend(read(&mut reader, reader.position().checked_add(1).unwrap()).await);
+        let next = reader.position().checked_add(1).unwrap();
+        values.extend(read(&mut reader, next).await);
     }
     let others = cluster.running.keys().filter(|id| **id != near);
     assert_eq!(others.map(|id| cluster.read_from_follower(*id)).sum::<u64>(), 0);

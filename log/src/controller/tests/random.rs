@@ -285,9 +285,10 @@ impl World {
 
     /// A copy goes offline; or one that is comes back, as it was or made anew.
     fn change_copy(&mut self) {
-        let broken = self.brokers.iter().flat_map(|(id, broker)| {
-            broker.offline.keys().map(|key| (*id, *key))
-        });
+        let broken = self
+            .brokers
+            .iter()
+            .flat_map(|(id, broker)| broker.offline.keys().map(|key| (*id, *key)));
         let mut copies: Vec<(BrokerId, Key)> = broken.collect();
         if copies.is_empty() || self.rng.random_bool(0.4) {
             let all = self.image.partitions().flat_map(|(topic, _, partition, state)| {

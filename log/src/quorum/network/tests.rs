@@ -18,9 +18,7 @@ use crate::metadata::Record;
 use crate::quorum::messages::{
     ControllerHandler, ControllerMessage, ControllerReply, QuorumNetwork,
 };
-use crate::quorum::{
-    Quorum, QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES,
-};
+use crate::quorum::{Quorum, QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES};
 use crate::storage::FileSystem;
 use crate::storage::partition::lock;
 
