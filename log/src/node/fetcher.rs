@@ -279,9 +279,10 @@ impl Work {
                     let bytes = data.records.as_ref().map_or(0, |records| records.len());
                     self.common.catch_up.note(self.common.shared.now(), bytes);
                 }
-                let committed = Offset::new(data.high_watermark);
+                let committed = (data.error_code == 0).then(|| Offset::new(data.high_watermark));
                 let taken = self.take_one(&partition, wanted, data).await;
-                if partition.offsets().is_ok_and(|own| own.end >= committed) {
+                let has_all = |committed| partition.offsets().is_ok_and(|own| own.end >= committed);
+                if committed.is_some_and(has_all) {
                     self.caught_up.insert(key);
                 } else {
                     self.caught_up.remove(&key);
