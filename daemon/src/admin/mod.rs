@@ -77,7 +77,7 @@ pub(crate) async fn run_controller(
     let router = Router::new()
         .route("/metrics", get(controller_metrics))
         .route("/healthz", get(|| std::future::ready("ok\n")))
-        // It listens once its controller has joined.
+        // It answers once its controller has joined.
         .route("/readyz", get(|| std::future::ready("ready\n")))
         .with_state(node);
     serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await

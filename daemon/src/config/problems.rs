@@ -295,6 +295,28 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_apart_carries_nothing_else() {
+        let apart = r#"
+            [log]
+            data_dir = "d"
+            node_id = 1
+            broker = false
+            controller_listen = "127.0.0.1:1"
+            controllers = ["1@127.0.0.1:1", "2@b:1"]
+        "#;
+        assert_eq!(problems(apart), Vec::<String>::new());
+        for (from, to, word) in [
+            ("node_id = 1", "node_id = 3", "does not name node 3"),
+            ("node_id = 1", "node_id = 1\nlisten = \"127.0.0.1:2\"", "beside log.listen"),
+            ("data_dir = \"d\"", "", "without log.data_dir"),
+            ("broker = false", "replication_throttle = \"0B\"", "replication_throttle"),
+        ] {
+            let found = problems(&apart.replacen(from, to, 1));
+            assert!(found.iter().any(|problem| problem.contains(word)), "{word}: {found:?}");
+        }
+    }
+
+    #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = Config::parse(&GOOD.replace("tables =", "tabels = []\ntables =")).unwrap_err();
         assert!(format!("{error:#}").contains("tabels"), "{error:#}");
