@@ -37,7 +37,7 @@
 //!     <offset>.index            offset and time index of a sealed segment, and its seal
 //!     <offset>.producers        producer state below that offset
 //!   staging/                    partitions being made or removed; swept out at start
-//!   stray/                      copies that the cluster's metadata knows nothing of
+//!   stray/                      copies that metadata knows nothing of, and damaged ones
 //! ```
 //!
 //! Every format with a table of its fields stands in the module that writes it:

@@ -26,6 +26,8 @@ pub(crate) struct Cluster {
     pub(crate) transport: Transport,
     pub(crate) settings: Settings,
     pub(crate) call_timeout: Duration,
+    /// Where this client is; empty if nobody says.
+    pub(crate) rack: KafkaString,
 }
 
 /// What a coordinator is asked for.
@@ -126,6 +128,12 @@ impl Connections {
     pub(crate) async fn leader(&mut self, partition: &TopicPartition) -> Result<Route, Error> {
         let mut routes = self.leaders(std::slice::from_ref(partition)).await?;
         routes.pop().unwrap_or(Err(Error::Closed))
+    }
+
+    /// The way to a broker that was named.
+    pub(crate) async fn named(&mut self, id: BrokerId) -> Result<Connection, Error> {
+        let metadata = self.metadata(&[]).await?;
+        self.broker(id, &metadata).await
     }
 
     /// The way to a coordinator.

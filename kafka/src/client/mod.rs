@@ -31,6 +31,9 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long a call (topics, offsets, groups) is retried before it fails.
     pub call_timeout: Duration,
+    /// Where the client is: readers then read from a replica that is there too, if the cluster knows
+    /// of one (KIP-392).
+    pub rack: Option<String>,
 }
 
 impl Default for ClientConfig {
@@ -40,6 +43,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(60),
+            rack: None,
         }
     }
 }
@@ -97,7 +101,9 @@ impl Client {
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
         };
-        let cluster = Arc::new(Cluster { transport, settings, call_timeout: config.call_timeout });
+        let rack = KafkaString::from(config.rack.unwrap_or_default());
+        let call_timeout = config.call_timeout;
+        let cluster = Arc::new(Cluster { transport, settings, call_timeout, rack });
         let mut connections = Connections::new(Arc::clone(&cluster));
         connections.any().await?;
         Ok(Self { cluster, connections: Arc::new(tokio::sync::Mutex::new(connections)) })

@@ -99,7 +99,8 @@ fn describe_partition(
 ) -> MetadataResponsePartition {
     let ids = |brokers: &[BrokerId]| brokers.iter().map(|id| id.get()).collect::<Vec<_>>();
     let is_live = |id: &BrokerId| image.broker(*id).is_some_and(|broker| !broker.fenced);
-    let offline = state.replicas.iter().filter(|id| !is_live(id)).map(|id| id.get());
+    let is_offline = |id: &&BrokerId| !is_live(id) || state.offline.contains(id);
+    let offline = state.replicas.iter().filter(is_offline).map(|id| id.get());
     let described = MetadataResponsePartition::default()
         .with_partition_index(number.get())
         .with_leader_epoch(state.leader_epoch.get())

@@ -21,6 +21,7 @@ mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod read_replica;
 mod view;
 
 use async_trait::async_trait;
@@ -141,7 +142,7 @@ impl From<ErrorCode> for Refused {
 impl From<Stopped> for Refused {
     fn from(stopped: Stopped) -> Self {
         let code = match &stopped {
-            Stopped::Offline(_) => ErrorCode::KafkaStorageError,
+            Stopped::Offline(_) | Stopped::Damaged(_) => ErrorCode::KafkaStorageError,
             Stopped::Deleted => ErrorCode::UnknownTopicOrPartition,
             Stopped::Closed => ErrorCode::NotLeaderOrFollower,
         };

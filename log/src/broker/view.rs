@@ -1,5 +1,6 @@
 //! What a request is about: topics as the metadata has them, partitions as this node has them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::Refused;
 use crate::controller::{ControllerAnswer, ControllerRequest, NewTopic, Refusal};
 use crate::coordinator::{self, NotChanged, Store};
 use crate::log::Log;
-use crate::metadata::{BrokerEpoch, Image, PartitionState, TopicImage};
+use crate::metadata::{BrokerEpoch, BrokerState, Image, PartitionState, TopicImage};
 use crate::storage::partition::Partition;
 
 /// Partitions of the log's own topics. The number stays for the cluster's life; Kafka's 50 are for
@@ -38,6 +39,11 @@ impl Topic {
     /// The topic itself.
     pub(super) fn state(&self) -> Option<&TopicImage> {
         self.image.topic(self.id)
+    }
+
+    /// The brokers there are.
+    pub(super) fn brokers(&self) -> &BTreeMap<BrokerId, BrokerState> {
+        self.image.brokers()
     }
 
     /// Its name.
@@ -170,8 +176,13 @@ impl Log {
         }
         // Of all brokers there are to be, not of those that are live just now: what is made while
         // others start, or are away, would have too few replicas for ever.
-        let controllers = self.shared.config.all_controllers().len();
-        let replicas = image.brokers().len().max(controllers).clamp(1, INTERNAL_REPLICAS);
+        let config = &self.shared.config;
+        let expected = match self.controller {
+            Some(_) => config.all_controllers().len(),
+            // They may be apart from the brokers.
+            None => usize::try_from(config.replication_factor).unwrap_or(1),
+        };
+        let replicas = image.brokers().len().max(expected).clamp(1, INTERNAL_REPLICAS);
         let configs = [("cleanup.policy", "compact"), ("segment.bytes", INTERNAL_SEGMENT_BYTES)];
         let new = NewTopic {
             name: topic.to_owned(),

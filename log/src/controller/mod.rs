@@ -51,8 +51,8 @@ use self::sessions::Sessions;
 use crate::metadata::{ClusterState, Image, LEVEL, MetadataIndex, Record};
 
 pub(crate) use self::requests::{
-    AlterPartitions, ControllerAnswer, ControllerRequest, CreatedTopic, Heartbeat, IsrChange,
-    NewTopic, Refusal, Registration, TopicRef,
+    AlterPartitions, ControllerAnswer, ControllerRequest, CopyReport, CreatedTopic, Heartbeat,
+    IsrChange, NewTopic, Refusal, Registration, TopicRef,
 };
 pub(crate) use self::settings::Settings;
 

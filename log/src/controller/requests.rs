@@ -76,6 +76,20 @@ pub(crate) struct Heartbeat {
     pub(crate) applied: MetadataIndex,
     /// Whether it wants to stop.
     pub(crate) stopping: bool,
+    /// Its copies that are not as the metadata it has applied says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) copies: Vec<CopyReport>,
+}
+
+/// What a broker says of its copy of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CopyReport {
+    /// The topic.
+    pub(crate) topic: TopicId,
+    /// The partition.
+    pub(crate) partition: PartitionId,
+    /// Whether it cannot use it.
+    pub(crate) offline: bool,
 }
 
 /// What a leader has found out about its followers.

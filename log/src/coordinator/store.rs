@@ -264,7 +264,7 @@ impl Keeper {
         let taken =
             self.partition.append(&batch, None, Acks::All).map_err(
                 |not_taken| match not_taken {
-                    NotTaken::Stopped(Stopped::Offline(_))
+                    NotTaken::Stopped(Stopped::Offline(_) | Stopped::Damaged(_))
                     | NotTaken::NotNow(crate::replica::NotNow::NotEnoughReplicas)
                     | NotTaken::Refused(_)
                     | NotTaken::Full => NotChanged::Unavailable(not_taken.to_string()),

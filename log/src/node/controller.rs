@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -145,6 +145,24 @@ impl ControllerNode {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return None,
             }
+        }
+    }
+}
+
+/// Keeps `image` as the controller of this node has it, for a node that has no broker to do that.
+pub(crate) async fn show(controller: Arc<ControllerNode>, image: watch::Sender<Arc<Image>>) {
+    let mut status = controller.quorum().watch();
+    loop {
+        let applied = controller.quorum().image();
+        image.send_if_modified(|shown| {
+            let is_newer = applied.index() > shown.index();
+            if is_newer {
+                *shown = applied;
+            }
+            is_newer
+        });
+        if status.changed().await.is_err() {
+            return;
         }
     }
 }

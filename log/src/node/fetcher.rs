@@ -6,8 +6,11 @@
 //!
 //! A fetch says from where it reads, and with that what is flushed here: so the next one goes out
 //! when all that the last one brought is flushed. Whatever fails is asked for again after a pause.
+//!
+//! Partitions that are not in sync here come last in a fetch, and are left out of it while their
+//! [throttle](super::throttle) is closed: those that producers wait for go on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +26,7 @@ use tokio::time::Instant;
 
 use super::membership::Standing;
 use super::peer;
+use super::throttle::CatchUp;
 use crate::metadata::{BrokerEpoch, Image};
 use crate::partitions::PartitionKey;
 use crate::replica::EpochEnd;
@@ -56,6 +60,7 @@ pub(crate) struct Common {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) image: watch::Receiver<Arc<Image>>,
     pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) catch_up: Arc<CatchUp>,
 }
 
 /// A fetcher for each leader that is followed.
@@ -100,6 +105,7 @@ impl Fetchers {
                 followed: Arc::clone(&followed),
                 connection: None,
                 paused: HashMap::new(),
+                caught_up: HashSet::new(),
             };
             let mut task = JoinSet::new();
             task.spawn(work.run());
@@ -134,12 +140,16 @@ struct Work {
     connection: Option<BrokerConnection>,
     /// Not asked for before then.
     paused: HashMap<PartitionKey, Instant>,
+    /// Had everything that was committed at the last answer: about to be in sync, if they are not.
+    caught_up: HashSet<PartitionKey>,
 }
 
 /// A partition that is asked for.
 struct Asked {
     partition: Arc<Partition>,
     wanted: Wanted,
+    /// It has most of the log still to copy, and nobody waits for it.
+    catches_up: bool,
 }
 
 impl Work {
@@ -168,14 +178,26 @@ impl Work {
     fn wanted(&mut self) -> BTreeMap<PartitionKey, Asked> {
         let now = Instant::now();
         self.paused.retain(|_, until| *until > now);
+        let may_catch_up = self.common.catch_up.may_ask(self.common.shared.now());
+        let image = Arc::clone(&self.common.image.borrow());
         let partitions = lock(&self.followed.partitions);
+        self.caught_up.retain(|key| partitions.contains_key(key));
         let asked = partitions.iter().filter(|(key, _)| !self.paused.contains_key(key));
         asked
             .filter_map(|(key, partition)| {
+                let catches_up = !self.caught_up.contains(key) && !self.is_in_sync(&image, *key);
+                if catches_up && !may_catch_up {
+                    return None;
+                }
                 let wanted = partition.wanted().filter(|it| it.leadership.0 == self.leader)?;
-                Some((*key, Asked { partition: Arc::clone(partition), wanted }))
+                Some((*key, Asked { partition: Arc::clone(partition), wanted, catches_up }))
             })
             .collect()
+    }
+
+    fn is_in_sync(&self, image: &Image, (topic, partition): PartitionKey) -> bool {
+        let state = image.partition(topic, partition);
+        state.is_some_and(|state| state.isr.contains(&self.common.me))
     }
 
     async fn fetch(
@@ -200,10 +222,11 @@ impl Work {
     }
 
     fn request(&self, asked: &BTreeMap<PartitionKey, Asked>) -> FetchRequestData {
-        let mut topics: BTreeMap<TopicId, Vec<FetchPartition>> = BTreeMap::new();
-        for ((topic, partition), Asked { wanted, .. }) in asked {
+        // An answer has room for so much: first those that are not catching up.
+        let mut topics: BTreeMap<(bool, TopicId), Vec<FetchPartition>> = BTreeMap::new();
+        for ((topic, partition), Asked { wanted, catches_up, .. }) in asked {
             let (_, leader_epoch) = wanted.leadership;
-            topics.entry(*topic).or_default().push(
+            topics.entry((*catches_up, *topic)).or_default().push(
                 FetchPartition::default()
                     .with_partition(partition.get())
                     .with_current_leader_epoch(leader_epoch.get())
@@ -213,7 +236,7 @@ impl Work {
                     .with_partition_max_bytes(PARTITION_BYTES),
             );
         }
-        let topics = topics.into_iter().map(|(topic, partitions)| {
+        let topics = topics.into_iter().map(|((_, topic), partitions)| {
             FetchTopic::default()
                 .with_topic_id(KafkaUuid::from_uuid(topic.get()))
                 .with_partitions(partitions)
@@ -242,8 +265,22 @@ impl Work {
             let id = TopicId::new(*topic.topic_id.inner());
             for data in topic.partitions {
                 let key = (id, tailwater_kafka::PartitionId::new(data.partition_index));
-                let Some(Asked { partition, wanted }) = asked.remove(&key) else { continue };
-                match self.take_one(&partition, wanted, data).await {
+                let Some(Asked { partition, wanted, catches_up }) = asked.remove(&key) else {
+                    continue;
+                };
+                if catches_up {
+                    let bytes = data.records.as_ref().map_or(0, |records| records.len());
+                    self.common.catch_up.note(self.common.shared.now(), bytes);
+                }
+                let committed = (data.error_code == 0).then(|| Offset::new(data.high_watermark));
+                let taken = self.take_one(&partition, wanted, data).await;
+                let has_all = |committed| partition.offsets().is_ok_and(|own| own.end >= committed);
+                if committed.is_some_and(has_all) {
+                    self.caught_up.insert(key);
+                } else {
+                    self.caught_up.remove(&key);
+                }
+                match taken {
                     Ok(true) => waits.push(partition),
                     Ok(false) => {}
                     Err(reason) => {

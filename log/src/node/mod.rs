@@ -17,6 +17,7 @@
 //! | `errands` | ISR proposals, whom to follow, what to coordinate |
 //! | `fetcher` | copies from one leader |
 //! | `peer` | the way to another broker |
+//! | `throttle` | how fast, for replicas that are not in sync |
 
 pub(crate) mod assign;
 pub(crate) mod controller;
@@ -25,4 +26,5 @@ pub(crate) mod fetcher;
 pub(crate) mod link;
 pub(crate) mod membership;
 pub(crate) mod peer;
+pub(crate) mod throttle;
 pub(crate) mod wire;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tailwater_kafka::BrokerId;
 use uuid::Uuid;
 
+use super::parts::SnapshotPart;
 use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 use crate::metadata::Image;
 
@@ -88,6 +89,8 @@ pub(crate) enum RaftMessage {
         /// What it says.
         image: Arc<Image>,
     },
+    /// A part of one that is too large for one message.
+    SnapshotPart(SnapshotPart),
 }
 
 /// A node that wants to be a member, on the disk that it has now.
@@ -125,7 +128,12 @@ pub(crate) enum QuorumAnswer {
 pub(crate) enum RaftAnswer {
     AppendEntries(AppendEntriesResponse<u64>),
     Vote(VoteResponse<u64>),
+    /// To a snapshot, also when it came in parts.
     Snapshot(SnapshotResponse<u64>),
+    /// To a part: where in the image's JSON the next one is to begin, in bytes.
+    SnapshotPart {
+        next: u64,
+    },
 }
 
 /// Who a node is.

@@ -16,6 +16,7 @@ use super::messages::{
     NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
     RaftMessage, ask,
 };
+use super::parts::SnapshotPart;
 use super::types::{LogId, Member, Snapshot, TypeConfig, Vote};
 
 /// Makes a [`Peer`] for each other member.
@@ -26,6 +27,8 @@ pub(crate) struct Peers {
     pub(crate) addresses: Arc<BTreeMap<u64, String>>,
     /// Between attempts to reach a member that does not answer.
     pub(crate) again_after: Duration,
+    /// Bytes of a snapshot in one message.
+    pub(crate) part_bytes: usize,
 }
 
 impl Peers {
@@ -59,7 +62,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
         let address = self.address(target, node);
         let network = Arc::clone(&self.network);
-        Peer { target, member: node.clone(), address, network, again_after: self.again_after }
+        let Self { again_after, part_bytes, .. } = *self;
+        Peer { target, member: node.clone(), address, network, again_after, part_bytes }
     }
 }
 
@@ -71,7 +75,12 @@ pub(crate) struct Peer {
     address: String,
     network: Arc<dyn QuorumNetwork>,
     again_after: Duration,
+    part_bytes: usize,
 }
+
+/// How often a snapshot is begun anew because its receiver lacks what was sent, before it is given up:
+/// it will be tried again.
+const RESTARTS: usize = 3;
 
 impl Peer {
     async fn ask(&self, message: RaftMessage) -> Result<RaftAnswer, Unreachable> {
@@ -83,6 +92,51 @@ impl Peer {
             Ok(_) => Err(self.unreachable(OTHER_ANSWER)),
             Err(error) => Err(Unreachable::new(&error)),
         }
+    }
+
+    /// Sends a snapshot, in parts if it is large; each message is waited for up to `limit`.
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+        limit: Duration,
+    ) -> Result<SnapshotResponse<u64>, Unreachable> {
+        let Snapshot { meta, snapshot: image } = snapshot;
+        let json = serde_json::to_string(&**image).map_err(|error| Unreachable::new(&error))?;
+        if json.len() <= self.part_bytes {
+            let message = RaftMessage::Snapshot { vote, meta, image: *image };
+            return match self.ask_within(limit, message).await? {
+                RaftAnswer::Snapshot(answer) => Ok(answer),
+                _ => Err(self.unreachable(OTHER_ANSWER)),
+            };
+        }
+        let (mut offset, mut restarts) = (0, 0);
+        while restarts <= RESTARTS {
+            let part = SnapshotPart::cut(vote, &meta, &json, offset, self.part_bytes);
+            let part = part.ok_or_else(|| self.unreachable(OTHER_ANSWER))?;
+            match self.ask_within(limit, RaftMessage::SnapshotPart(part)).await? {
+                RaftAnswer::Snapshot(answer) => return Ok(answer),
+                RaftAnswer::SnapshotPart { next } => {
+                    restarts += usize::from(next <= offset);
+                    offset = next;
+                }
+                RaftAnswer::AppendEntries(_) | RaftAnswer::Vote(_) => {
+                    return Err(self.unreachable(OTHER_ANSWER));
+                }
+            }
+        }
+        Err(self.unreachable("it does not keep the parts of a snapshot"))
+    }
+
+    async fn ask_within(
+        &self,
+        limit: Duration,
+        message: RaftMessage,
+    ) -> Result<RaftAnswer, Unreachable> {
+        let answer = tokio::time::timeout(limit, self.ask(message)).await;
+        answer.unwrap_or_else(|elapsed| {
+            Err(Unreachable::from(AnyError::new(&elapsed).add_context(|| "snapshot sent")))
+        })
     }
 
     fn unreachable(&self, reason: &str) -> Unreachable {
@@ -100,7 +154,7 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         match self.ask(RaftMessage::AppendEntries(rpc)).await? {
             RaftAnswer::AppendEntries(answer) => Ok(answer),
-            RaftAnswer::Vote(_) | RaftAnswer::Snapshot(_) => {
+            RaftAnswer::Vote(_) | RaftAnswer::Snapshot(_) | RaftAnswer::SnapshotPart { .. } => {
                 Err(self.unreachable(OTHER_ANSWER).into())
             }
         }
@@ -113,9 +167,9 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<VoteResponse<u64>, CallError> {
         match self.ask(RaftMessage::Vote(rpc)).await? {
             RaftAnswer::Vote(answer) => Ok(answer),
-            RaftAnswer::AppendEntries(_) | RaftAnswer::Snapshot(_) => {
-                Err(self.unreachable(OTHER_ANSWER).into())
-            }
+            RaftAnswer::AppendEntries(_)
+            | RaftAnswer::Snapshot(_)
+            | RaftAnswer::SnapshotPart { .. } => Err(self.unreachable(OTHER_ANSWER).into()),
         }
     }
 
@@ -126,24 +180,10 @@ impl RaftNetwork<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
-        let message =
-            RaftMessage::Snapshot { vote, meta: snapshot.meta, image: *snapshot.snapshot };
-        let call = tokio::time::timeout(option.hard_ttl(), self.ask(message));
-        let answer = tokio::select! {
+        tokio::select! {
             biased;
-            closed = cancel => return Err(closed.into()),
-            answer = call => answer,
-        };
-        match answer {
-            Ok(Ok(RaftAnswer::Snapshot(answer))) => Ok(answer),
-            Ok(Ok(RaftAnswer::AppendEntries(_) | RaftAnswer::Vote(_))) => {
-                Err(self.unreachable(OTHER_ANSWER).into())
-            }
-            Ok(Err(unreachable)) => Err(unreachable.into()),
-            Err(elapsed) => {
-                Err(Unreachable::from(AnyError::new(&elapsed).add_context(|| "snapshot sent"))
-                    .into())
-            }
+            closed = cancel => Err(closed.into()),
+            sent = self.send_snapshot(vote, snapshot, option.hard_ttl()) => Ok(sent?),
         }
     }
 

@@ -43,16 +43,15 @@ impl Partition {
         let (condition, files) = match opening.open() {
             Ok((online, files)) => (Condition::Online(Box::new(online)), files),
             Err(error) => {
-                let reason = error.full_text();
+                let why = Stopped::by(&error);
                 tracing::error!(
                     topic = %name.topic,
                     partition = %name.partition,
-                    reason,
+                    reason = %why,
                     "partition is offline"
                 );
                 let nowhere = Offset::ZERO;
                 let offsets = Offsets { start: nowhere, high_watermark: nowhere, end: nowhere };
-                let why = Stopped::Offline(reason);
                 let stopped = Condition::Stopped { why, offsets, size: 0 };
                 let files = Files {
                     flushed: None,
@@ -104,16 +103,15 @@ impl Partition {
             }
             (Err(error), Condition::Stopped { why, .. }) => {
                 files.refused = error.passes();
-                let reason = error.full_text();
+                *why = Stopped::by(&error);
                 if !files.refused {
                     tracing::error!(
                         topic = %name.topic,
                         partition = %name.partition,
-                        reason,
+                        reason = %why,
                         "partition stays offline"
                     );
                 }
-                *why = Stopped::Offline(reason);
             }
             (Err(_), Condition::Online(_)) => {}
         }

@@ -28,9 +28,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::Error;
 use crate::partitions::PartitionKey;
 use crate::producers::ProducerStates;
-use crate::replica::Replica;
+use crate::replica::{Event, Replica};
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
@@ -101,15 +102,37 @@ impl fmt::Display for PartitionName {
 /// Why a partition serves nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stopped {
-    /// Its files cannot be trusted: damage found, or a flush failed. Until a human acts.
+    /// Its files cannot be used, or not be trusted after a failed flush. Until the node is started
+    /// again, or what was wanting is there.
     #[error("{0}")]
     Offline(String),
+    /// What is stored is not what was written. It is copied anew from a leader that has it all, if
+    /// there is one; else a human must act.
+    #[error("{0}")]
+    Damaged(String),
     /// Its topic was deleted.
     #[error("the topic was deleted")]
     Deleted,
     /// The node is stopping.
     #[error("the log is closed")]
     Closed,
+}
+
+impl Stopped {
+    /// What a failure at its files makes of a partition.
+    pub(super) fn by(error: &Error) -> Self {
+        let is_damage = error.is_damage() && !matches!(error, Error::FormatVersion { .. });
+        let reason = error.full_text();
+        if is_damage { Self::Damaged(reason) } else { Self::Offline(reason) }
+    }
+
+    /// Whether its copy is there and cannot be used.
+    pub(crate) fn is_offline(&self) -> bool {
+        match self {
+            Self::Offline(_) | Self::Damaged(_) => true,
+            Self::Deleted | Self::Closed => false,
+        }
+    }
 }
 
 /// Why a batch that was taken is not kept after all.
@@ -340,15 +363,16 @@ impl Partition {
         state.followers.retain(|other| !Arc::ptr_eq(other, waiting));
     }
 
-    /// Serves nobody from now on: whoever waits is told why.
+    /// Serves nobody from now on: whoever waits is told why. The replica has no part in anything any
+    /// more; the controller hears of it with the next heartbeat.
     pub(super) fn stop(&self, why: Stopped) {
         let mut state = self.lock_state();
         let Condition::Online(online) = &mut state.condition else { return };
-        if let Stopped::Offline(reason) = &why {
+        if why.is_offline() {
             tracing::error!(
                 topic = %self.name.topic,
                 partition = %self.name.partition,
-                reason,
+                reason = %why,
                 "partition is offline"
             );
         }
@@ -357,6 +381,7 @@ impl Partition {
             drop(awaited.tell.send(Err(why.clone().into())));
         }
         let (offsets, size) = (online.offsets(), online.size());
+        state.tell(self, Event::Unassigned);
         state.condition = Condition::Stopped { why, offsets, size };
         state.wake();
     }

@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::partitions::PartitionKey;
 use crate::replica::{Command, Event, FollowerStatus, LogView, NotNow, WrongEpoch};
-use crate::storage::partition::{Acks, Condition, NotKept, Online, Partition, State};
+use crate::storage::partition::{Acks, Condition, NotKept, Online, Partition, State, Stopped};
 
 /// What a replica wants done that is not its partition's own business.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,16 @@ impl Partition {
         let mut state = self.lock_state();
         state.online().ok()?;
         state.replica.leads()
+    }
+
+    /// Whether this copy is there and cannot be used.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.lock_state().online().is_err_and(|why| why.is_offline())
+    }
+
+    /// Whether this copy is not what was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(self.lock_state().online(), Err(Stopped::Damaged(_)))
     }
 
     /// Waits until this replica leads in that epoch, or cannot any more.

@@ -18,33 +18,54 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::until;
 
-const TOPIC: &str = "t";
+pub(crate) const TOPIC: &str = "t";
 
 /// Records that are on their way together.
-const ROUND: usize = 20;
+pub(crate) const ROUND: usize = 20;
 
 /// A node's place: it may be started there again.
-struct Place {
-    id: BrokerId,
-    folder: TempDir,
-    address: SocketAddr,
-    controller_address: SocketAddr,
+pub(crate) struct Place {
+    pub(crate) id: BrokerId,
+    pub(crate) folder: TempDir,
+    pub(crate) address: SocketAddr,
+    pub(crate) controller_address: SocketAddr,
 }
 
 /// A node that runs.
-struct Running {
-    log: Arc<Log>,
+pub(crate) struct Running {
+    pub(crate) log: Arc<Log>,
     stop: CancellationToken,
     serving: JoinSet<()>,
 }
 
-struct Cluster {
-    places: Vec<Place>,
-    running: BTreeMap<BrokerId, Running>,
+pub(crate) struct Cluster {
+    pub(crate) places: Vec<Place>,
+    pub(crate) running: BTreeMap<BrokerId, Running>,
+    /// Those that carry a controller.
+    controllers: Vec<BrokerId>,
+    /// What is different in it.
+    adjust: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Cluster {
-    async fn start(count: i32) -> Self {
+    pub(crate) async fn start(count: i32) -> Self {
+        Self::with(count, |_| {}).await
+    }
+
+    /// With other settings.
+    pub(crate) async fn with(
+        count: i32,
+        adjust: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Self {
+        Self::of(count, count, adjust).await
+    }
+
+    /// The first `controllers` of `count` nodes carry a controller.
+    pub(crate) async fn of(
+        count: i32,
+        controllers: i32,
+        adjust: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Self {
         let mut places = Vec::new();
         for id in 1..=count {
             places.push(Place {
@@ -54,7 +75,12 @@ impl Cluster {
                 controller_address: free().await,
             });
         }
-        let mut cluster = Self { places, running: BTreeMap::new() };
+        let mut cluster = Self {
+            places,
+            running: BTreeMap::new(),
+            controllers: (1..=controllers).map(BrokerId::new).collect(),
+            adjust: Box::new(adjust),
+        };
         for id in 1..=count {
             cluster.start_node(BrokerId::new(id)).await;
         }
@@ -64,18 +90,19 @@ impl Cluster {
         cluster
     }
 
-    fn place(&self, id: BrokerId) -> &Place {
+    pub(crate) fn place(&self, id: BrokerId) -> &Place {
         self.places.iter().find(|place| place.id == id).unwrap()
     }
 
-    async fn start_node(&mut self, id: BrokerId) {
+    pub(crate) async fn start_node(&mut self, id: BrokerId) {
         let place = self.place(id);
+        let controllers = self.places.iter().filter(|it| self.controllers.contains(&it.id));
         let controllers =
-            self.places.iter().map(|it| (it.id, it.controller_address.to_string())).collect();
+            controllers.map(|it| (it.id, it.controller_address.to_string())).collect();
         let listener = TcpListener::bind(place.address).await.unwrap();
         let controller_listener = TcpListener::bind(place.controller_address).await.unwrap();
         let log = loop {
-            let opened = Log::open(Config {
+            let mut config = Config {
                 node_id: id,
                 advertised_port: place.address.port(),
                 controllers: BTreeMap::clone(&controllers),
@@ -83,8 +110,9 @@ impl Cluster {
                 min_insync_replicas: 2,
                 reserve_bytes: 0,
                 ..Config::new(place.folder.path())
-            });
-            match opened.await {
+            };
+            (self.adjust)(&mut config);
+            match Log::open(config).await {
                 Ok(log) => break log,
                 // A node that was dropped lets go of its folder when its last task has seen that.
                 Err(tailwater_log::Error::Locked { .. }) => {
@@ -95,19 +123,21 @@ impl Cluster {
         };
         let stop = CancellationToken::new();
         let mut serving = JoinSet::new();
-        serving.spawn(Arc::clone(&log).serve(listener, stop.clone()));
+        if log.is_broker() {
+            serving.spawn(Arc::clone(&log).serve(listener, stop.clone()));
+        }
         serving.spawn(Arc::clone(&log).serve_controller(controller_listener, stop.clone()));
         self.running.insert(id, Running { log, stop, serving });
     }
 
     /// Ends a node as if its process had died.
-    async fn kill(&mut self, id: BrokerId) {
+    pub(crate) async fn kill(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.serving.shutdown().await;
     }
 
     /// Ends a node in order.
-    async fn stop(&mut self, id: BrokerId) {
+    pub(crate) async fn stop(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.log.leave().await;
         running.stop.cancel();
@@ -115,13 +145,13 @@ impl Cluster {
         running.log.close().await.unwrap();
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let addresses = self.places.iter().map(|place| place.address.to_string()).collect();
         let config = ClientConfig { call_timeout: Duration::from_secs(60), ..Default::default() };
         Client::connect(config, Transport::tcp(addresses)).await.unwrap()
     }
 
-    fn leader(&self) -> BrokerId {
+    pub(crate) fn leader(&self) -> BrokerId {
         let leads = |log: &Log| {
             log.partitions().iter().any(|one| one.topic == TOPIC && one.leads.is_some())
         };
@@ -135,7 +165,7 @@ impl Cluster {
     }
 
     /// Waits until every node has everything, on every in-sync replica.
-    async fn until_in_sync(&self) {
+    pub(crate) async fn until_in_sync(&self) {
         until(
             async || self.replicas(),
             |replicas| {
@@ -151,7 +181,7 @@ impl Cluster {
     }
 
     /// Waits until the leader has every replica in its ISR.
-    async fn until_in_sync_while_writing(&self) {
+    pub(crate) async fn until_in_sync_while_writing(&self) {
         until(async || self.replicas(), |replicas| leads_all(replicas)).await;
     }
 }
@@ -166,11 +196,11 @@ async fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-fn partition() -> TopicPartition {
+pub(crate) fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, PartitionId::new(0))
 }
 
-async fn make_topic(client: &Client) {
+pub(crate) async fn make_topic(client: &Client) {
     let spec = TopicSpec {
         name: TOPIC.to_owned(),
         partitions: 1,
@@ -181,7 +211,7 @@ async fn make_topic(client: &Client) {
 }
 
 /// Every value of the topic, in order.
-async fn values(client: &Client) -> Vec<String> {
+pub(crate) async fn values(client: &Client) -> Vec<String> {
     let end = client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap();
     let mut reader = client.reader(ReaderConfig::new(partition(), Offset::ZERO));
     let mut values = Vec::new();
@@ -196,14 +226,14 @@ async fn values(client: &Client) -> Vec<String> {
 }
 
 /// Numbers that are written, one after the other, until that is enough.
-struct Writing {
+pub(crate) struct Writing {
     task: JoinHandle<usize>,
     acknowledged: watch::Receiver<usize>,
     stop: CancellationToken,
 }
 
 impl Writing {
-    fn start(client: Client) -> Self {
+    pub(crate) fn start(client: Client) -> Self {
         let (count, acknowledged) = watch::channel(0);
         let stop = CancellationToken::new();
         let task = tokio::spawn(write_numbers(client, stop.clone(), count));
@@ -211,7 +241,7 @@ impl Writing {
     }
 
     /// Waits until so many more are acknowledged.
-    async fn more(&mut self, count: usize) {
+    pub(crate) async fn more(&mut self, count: usize) {
         let wanted = *self.acknowledged.borrow() + count;
         let written = self.acknowledged.wait_for(|acknowledged| *acknowledged >= wanted);
         let written = tokio::time::timeout(Duration::from_secs(60), written).await;
@@ -219,7 +249,7 @@ impl Writing {
     }
 
     /// All that were acknowledged.
-    async fn end(self) -> Vec<String> {
+    pub(crate) async fn end(self) -> Vec<String> {
         self.stop.cancel();
         (0..self.task.await.unwrap()).map(|number| number.to_string()).collect()
     }
@@ -289,4 +319,8 @@ async fn leaders_die_and_nothing_acknowledged_is_lost_doubled_or_out_of_order() 
     let expected = writing.end().await;
     assert_eq!(values(&client).await, expected);
     cluster.until_in_sync().await;
+}
+
+pub(crate) async fn end_of(client: &Client) -> Offset {
+    client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap()
 }

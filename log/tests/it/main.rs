@@ -8,6 +8,8 @@
 )]
 
 mod admin;
+mod apart;
+mod catching_up;
 mod cluster;
 mod compaction;
 mod crash;
@@ -16,6 +18,8 @@ mod failing_disk;
 mod fetching;
 mod full_disk;
 mod kcat;
+mod nearby;
+mod offline;
 mod our_client;
 mod producing;
 mod recovery;
