@@ -11,6 +11,7 @@ mod admin;
 mod cluster;
 mod compaction;
 mod crash;
+mod cut_off;
 mod disk_failure;
 mod failing_disk;
 mod fetching;
