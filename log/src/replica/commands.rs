@@ -43,8 +43,7 @@ impl Commands {
 
     pub(super) fn push(&mut self, command: Command) {
         let free = self.0.iter_mut().find(|place| place.is_none());
-        *free
-            .expect("an event ends one role and takes one, or moves the watermark and two things") =
+        *free.expect("an event ends a role and takes one, or moves the watermark and two things") =
             Some(command);
     }
 }

@@ -81,11 +81,8 @@ impl Nodes {
             };
             let log = Log::open(config).await.unwrap();
             nodes._serving.spawn(Arc::clone(&log).serve(listener, CancellationToken::new()));
-            let reached = nodes.links.logs.lock().unwrap().insert(
-                controllers[&id].clone(),
-                (id, Arc::clone(&log)),
-            );
-            assert!(reached.is_none());
+            let (at, named) = (controllers[&id].clone(), (id, Arc::clone(&log)));
+            nodes.links.logs.lock().unwrap().insert(at, named);
             nodes.logs.insert(id, log);
             nodes.addresses.push(address.to_string());
             nodes._folders.push(folder);
