@@ -49,8 +49,8 @@ struct Nodes {
     links: Arc<Links>,
     logs: BTreeMap<BrokerId, Arc<Log>>,
     addresses: Vec<String>,
-    _folders: Vec<TempDir>,
-    _serving: JoinSet<()>,
+    folders: Vec<TempDir>,
+    serving: JoinSet<()>,
 }
 
 impl Nodes {
@@ -61,8 +61,8 @@ impl Nodes {
             links: Arc::default(),
             logs: BTreeMap::new(),
             addresses: Vec::new(),
-            _folders: Vec::new(),
-            _serving: JoinSet::new(),
+            folders: Vec::new(),
+            serving: JoinSet::new(),
         };
         for id in ids {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -80,12 +80,12 @@ impl Nodes {
                 ..Config::new(folder.path())
             };
             let log = Log::open(config).await.unwrap();
-            nodes._serving.spawn(Arc::clone(&log).serve(listener, CancellationToken::new()));
+            nodes.serving.spawn(Arc::clone(&log).serve(listener, CancellationToken::new()));
             let (at, named) = (controllers[&id].clone(), (id, Arc::clone(&log)));
             nodes.links.logs.lock().unwrap().insert(at, named);
             nodes.logs.insert(id, log);
             nodes.addresses.push(address.to_string());
-            nodes._folders.push(folder);
+            nodes.folders.push(folder);
         }
         for log in nodes.logs.values() {
             log.serving().await;
