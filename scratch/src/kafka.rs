@@ -245,7 +245,7 @@ fn libraries() -> PathBuf {
 }
 
 /// A JVM with Kafka's classes that works in `folder`.
-fn java(folder: &Path) -> Command {
+pub(crate) fn java(folder: &Path) -> Command {
     let mut command = Command::new("java");
     // Its time goes into starting: the quick compiler and the smallest collector do best.
     command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);

@@ -109,11 +109,15 @@ impl ControllerNode {
             _ => None,
         };
         let answer = self.decide(ask.request).await;
+        let wait = match &answer {
+            Ok(_) => Duration::from_millis(ask.wait_ms),
+            // What is committed holds wherever it is heard: a broker that is cut off from the
+            // controller that decides learns here who leads instead of it.
+            Err(_) => Duration::ZERO,
+        };
         let news = match applied {
-            Some(applied) if answer.is_ok() => {
-                self.news(applied, Duration::from_millis(ask.wait_ms)).await
-            }
-            _ => None,
+            Some(applied) => self.news(applied, wait).await,
+            None => None,
         };
         Reply { answer, news }
     }

@@ -13,7 +13,7 @@ use tailwater_kafka::wire::ErrorCode;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::controller::{Ask, ControllerNode, Reply};
+use super::controller::{Ask, ControllerNode, News, Reply};
 use crate::controller::{ControllerAnswer, ControllerRequest, Refusal};
 use crate::quorum::{ControllerMessage, ControllerReply, QuorumNetwork};
 
@@ -25,6 +25,15 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a request looks for a controller: a few elections.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What asking every controller came to.
+#[derive(Debug)]
+pub(crate) struct Tried {
+    /// What the active one answered, if one is.
+    pub(crate) decided: Option<Reply>,
+    /// What others know: metadata is true wherever it is heard.
+    pub(crate) news: Vec<News>,
+}
 
 /// The way to the active controller.
 #[derive(Debug)]
@@ -61,29 +70,30 @@ impl ControllerLink {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let ask = Ask { request: request.clone(), wait_ms: 0 };
-            let asked = self.closed.run_until_cancelled(self.try_all(ask)).await;
-            if let Some(Some(reply)) = asked {
-                return reply.answer;
-            }
-            if asked.is_none() || Instant::now() + PAUSE >= deadline {
-                return Err(Refusal::not_controller());
+            match self.closed.run_until_cancelled(self.try_all(ask)).await {
+                Some(Tried { decided: Some(reply), .. }) => return reply.answer,
+                Some(_) if Instant::now() + PAUSE < deadline => {}
+                Some(_) | None => return Err(Refusal::not_controller()),
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Asks each controller once, the last active one first; `None` if none is active.
-    pub(crate) async fn try_all(&self, ask: Ask) -> Option<Reply> {
+    /// Asks each controller once, the last active one first, until one is active.
+    pub(crate) async fn try_all(&self, ask: Ask) -> Tried {
         let first = self.last.load(Ordering::Relaxed);
+        let mut tried = Tried { decided: None, news: Vec::new() };
         for turn in 0..self.controllers.len() {
             let number = (first + turn) % self.controllers.len();
             let Some(reply) = self.call(number, ask.clone()).await else { continue };
             if !matches!(&reply.answer, Err(refusal) if refusal.code == ErrorCode::NotController) {
                 self.last.store(number, Ordering::Relaxed);
-                return Some(reply);
+                tried.decided = Some(reply);
+                return tried;
             }
+            tried.news.extend(reply.news);
         }
-        None
+        tried
     }
 
     async fn call(&self, number: usize, ask: Ask) -> Option<Reply> {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use super::assign::{Assigner, Changed};
 use super::controller::{Ask, News};
-use super::link::ControllerLink;
+use super::link::{ControllerLink, Tried};
 use crate::controller::{ControllerAnswer, ControllerRequest, CopyReport, Heartbeat, Registration};
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex};
 
@@ -108,7 +108,12 @@ impl Membership {
             };
             let request = ControllerRequest::Heartbeat(heartbeat);
             let wait_ms = u64::try_from(HEARTBEAT_WAIT.as_millis()).unwrap_or(0);
-            let Some(reply) = self.link.try_all(Ask { request, wait_ms }).await else {
+            let Tried { decided, news } = self.link.try_all(Ask { request, wait_ms }).await;
+            for news in news {
+                self.apply(news, epoch).await;
+                self.note_fencing();
+            }
+            let Some(reply) = decided else {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
@@ -175,6 +180,13 @@ impl Membership {
         }
         self.image.send_replace(image);
         self.assign(epoch, changed).await;
+    }
+
+    /// The controller does not hear this broker, and others told it so.
+    fn note_fencing(&self) {
+        if self.image.borrow().broker(self.id()).is_some_and(|broker| broker.fenced) {
+            self.standing.send_if_modified(|standing| std::mem::take(&mut standing.in_service));
+        }
     }
 
     async fn assign(&mut self, epoch: BrokerEpoch, changed: Changed) {

@@ -74,6 +74,11 @@ impl Partition {
         matches!(self.lock_state().online(), Err(Stopped::Damaged(_)))
     }
 
+    /// Whether this replica leads, but is cut off from those that it leads.
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.lock_state().replica.is_stranded()
+    }
+
     /// Waits until this replica leads in that epoch, or cannot any more.
     pub(crate) async fn leading(&self, leader_epoch: LeaderEpoch) {
         let woken = Arc::new(Notify::new());
@@ -166,6 +171,14 @@ impl State {
                     online.refuse_from(online.start, &NotKept::NotLeader);
                     errands.push(partition, Errand::Resign);
                     wake = true;
+                }
+                Command::Stranded => {
+                    tracing::warn!(
+                        topic = %partition.name.topic,
+                        partition = %partition.name.partition,
+                        "no follower is heard of; another broker may lead by now"
+                    );
+                    online.refuse_from(online.start, &NotKept::NotLeader);
                 }
                 Command::ProposeIsr { leader_epoch, partition_epoch, isr } => {
                     errands

@@ -13,6 +13,7 @@ mod catching_up;
 mod cluster;
 mod compaction;
 mod crash;
+mod cut_off;
 mod disk_failure;
 mod failing_disk;
 mod fetching;
