@@ -3,6 +3,7 @@
 //! Everything is measured side by side in one run: in each round the changes are written while
 //! nobody reads, then each side catches up by itself, and who goes first alternates. Rounds give a
 //! median, medians give a ratio; seconds alone say more about the machine than about us.
+//! `cluster` has no database: there Kafka's own client writes to three nodes of each side in turn.
 //!
 //! Servers flush as they would in production (`fsync = on`, `sync_binlog = 1`), our log flushes
 //! before it acknowledges. Our side is a process started anew each time: its start is part of the
@@ -10,6 +11,7 @@
 //!
 //! Nothing in CI depends on these figures.
 
+mod cluster;
 mod figures;
 mod latency;
 mod mysql;
@@ -29,24 +31,26 @@ use ours::Bench;
 /// A group of figures that share their servers.
 type Group = (&'static str, fn(&Bench) -> Result<Vec<Figure>>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 6] = [
     ("postgres-log", postgres::log),
     ("mysql-log", mysql::log),
     ("postgres-catch-up", postgres::catch_up),
     ("mysql-catch-up", mysql::catch_up),
     ("latency", latency::latency),
+    ("cluster", cluster::cluster),
 ];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Rows per measurement, of about 160 bytes, 100 a transaction.
+    /// Rows per measurement, of about 160 bytes, 100 a transaction; `cluster` writes as many records
+    /// of 1 KiB.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     rows: u64,
     /// Rounds per figure; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// Only these groups of figures: postgres-log, mysql-log, postgres-catch-up, mysql-catch-up,
-    /// latency. May be given several times.
+    /// latency, cluster. May be given several times.
     #[arg(long)]
     only: Vec<String>,
     /// Which server speaks MySQL's protocol: mysql or mariadb; by default mysql where it is there.
@@ -99,8 +103,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
 fn heading(bench: &Bench, build: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     format!(
-        "{} rows of about 160 bytes, {} a transaction; medians of {} alternating rounds; \
-         both databases and Tailwater ({build}) on {cores} cores",
+        "{} rows of about 160 bytes, {} a transaction, or records of 1 KiB; medians of {} alternating rounds; \
+         all servers and Tailwater ({build}) on {cores} cores",
         bench.rows(),
         rows::PER_TRANSACTION,
         bench.rounds,
