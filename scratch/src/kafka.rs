@@ -194,8 +194,7 @@ impl Kafka {
         let log_start = self.log().len();
         let mut command = java(folder, self.jvm);
         command.args(["kafka.Kafka", "server.properties"]);
-        self.process =
-            Some(Process::spawn(command, &self.folder, &folder.join("server.log"))?);
+        self.process = Some(Process::spawn(command, &self.folder, &folder.join("server.log"))?);
         Ok(log_start)
     }
 

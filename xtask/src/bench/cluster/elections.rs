@@ -34,7 +34,12 @@ impl fmt::Display for Elections {
         let list = |times: &[f64]| {
             times.iter().map(|time| format!("{time:.2}")).collect::<Vec<_>>().join(" ")
         };
-        write!(f, "{} s (leader), {} s (and controller)", list(&self.leader), list(&self.controller))
+        write!(
+            f,
+            "{} s (leader), {} s (and controller)",
+            list(&self.leader),
+            list(&self.controller)
+        )
     }
 }
 
@@ -60,8 +65,7 @@ pub(super) fn measure(nodes: &mut Nodes, load: &mut Load) -> Result<Elections> {
 
 fn victim(nodes: &Nodes, load: &mut Load, with_controller: bool) -> Result<usize> {
     let controller = nodes.controller(load)?;
-    let leaders: Vec<usize> =
-        load.leaders()?.into_iter().map(number_of).collect::<Result<_>>()?;
+    let leaders: Vec<usize> = load.leaders()?.into_iter().map(number_of).collect::<Result<_>>()?;
     if with_controller {
         return Ok(controller);
     }

@@ -90,9 +90,7 @@ impl Nodes {
     pub(super) fn servers(&self) -> String {
         match self {
             Nodes::Ours(_, servers) => servers.join(","),
-            Nodes::Kafka(nodes) => {
-                nodes.iter().map(Kafka::bootstrap).collect::<Vec<_>>().join(",")
-            }
+            Nodes::Kafka(nodes) => nodes.iter().map(Kafka::bootstrap).collect::<Vec<_>>().join(","),
         }
     }
 
