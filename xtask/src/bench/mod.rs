@@ -31,13 +31,14 @@ use ours::Bench;
 /// A group of figures that share their servers.
 type Group = (&'static str, fn(&Bench) -> Result<Vec<Figure>>);
 
-const GROUPS: [Group; 6] = [
+const GROUPS: [Group; 7] = [
     ("postgres-log", postgres::log),
     ("mysql-log", mysql::log),
     ("postgres-catch-up", postgres::catch_up),
     ("mysql-catch-up", mysql::catch_up),
     ("latency", latency::latency),
-    ("cluster", cluster::cluster),
+    ("cluster-copied", cluster::copied),
+    ("cluster-flushed", cluster::flushed),
 ];
 
 #[derive(Debug, clap::Args)]
@@ -50,7 +51,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// Only these groups of figures: postgres-log, mysql-log, postgres-catch-up, mysql-catch-up,
-    /// latency, cluster. May be given several times.
+    /// latency, cluster-copied, cluster-flushed; or all whose names begin so, as `cluster`. May be
+    /// given several times.
     #[arg(long)]
     only: Vec<String>,
     /// Which server speaks MySQL's protocol: mysql or mariadb; by default mysql where it is there.
@@ -113,10 +115,14 @@ fn heading(bench: &Bench, build: &str) -> String {
 
 fn chosen(only: &[String]) -> Result<Vec<Group>> {
     let known = GROUPS.map(|(name, _)| name);
-    if let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) {
+    // `cluster` means all of `cluster-…`.
+    let means = |wanted: &str, name: &str| {
+        name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if let Some(unknown) = only.iter().find(|it| !known.iter().any(|name| means(it, name))) {
         bail!("no group of figures is called {unknown}: there are {}", known.join(", "));
     }
-    let wanted = |group: &Group| only.is_empty() || only.iter().any(|name| name == group.0);
+    let wanted = |group: &Group| only.is_empty() || only.iter().any(|it| means(it, group.0));
     Ok(GROUPS.into_iter().filter(wanted).collect())
 }
 
@@ -139,6 +145,12 @@ mod tests {
         assert_eq!(chosen(&[]).unwrap().len(), GROUPS.len());
         let one = chosen(&["latency".to_owned()]).unwrap();
         assert_eq!(one.iter().map(|group| group.0).collect::<Vec<_>>(), ["latency"]);
+        let both = chosen(&["cluster".to_owned()]).unwrap();
+        assert_eq!(
+            both.iter().map(|group| group.0).collect::<Vec<_>>(),
+            ["cluster-copied", "cluster-flushed"]
+        );
+        assert!(chosen(&["clust".to_owned()]).is_err());
         let error = chosen(&["speed".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("postgres-catch-up"), "{error}");
     }

@@ -11,7 +11,7 @@ use super::load::Load;
 use super::nodes::{NODES, Nodes, number_of};
 
 /// Of each kind, per cluster.
-const KILLS: usize = 3;
+const KILLS: usize = 2;
 
 /// From the last acknowledged write to the next one, on the partition where it took longest, in
 /// seconds.

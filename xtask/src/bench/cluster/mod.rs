@@ -24,9 +24,9 @@ const PARTITIONS: usize = 6;
 
 /// Records a second of which latencies are measured, and for how long.
 const RATE: u64 = 2_000;
-const LATENCY_SECONDS: u64 = 16;
+const LATENCY_SECONDS: u64 = 12;
 
-const WARM_UP_LIMIT: Duration = Duration::from_secs(180);
+const WARM_UP_LIMIT: Duration = Duration::from_mins(2);
 
 const RECORD_BYTES: f64 = 1024.0;
 const MIB: f64 = 1_048_576.0;
@@ -36,7 +36,6 @@ const GIB: f64 = 1_073_741_824.0;
 #[derive(Debug)]
 struct Measured {
     side: Side,
-    durability: Durability,
     /// Records written, in MiB/s.
     rate: f64,
     cpu_seconds_per_gib: f64,
@@ -46,24 +45,29 @@ struct Measured {
     elections: Elections,
 }
 
-pub(crate) fn cluster(bench: &Bench) -> Result<Vec<Figure>> {
+/// With Kafka as it comes.
+pub(crate) fn copied(bench: &Bench) -> Result<Vec<Figure>> {
+    cluster(bench, Durability::Copied)
+}
+
+/// With Tailwater as it comes.
+pub(crate) fn flushed(bench: &Bench) -> Result<Vec<Figure>> {
+    cluster(bench, Durability::Flushed)
+}
+
+fn cluster(bench: &Bench, durability: Durability) -> Result<Vec<Figure>> {
     Load::prepare()?;
     let mut all = Vec::new();
     for round in 0..bench.rounds {
-        for durability in [Durability::Copied, Durability::Flushed] {
-            for turn in 0..2 {
-                let side = if (round + turn) % 2 == 0 { Side::Kafka } else { Side::Ours };
-                let measured = measure(bench, side, durability)
-                    .with_context(|| format!("{side:?}, {}", durability.name()))?;
-                println!("  round {}: {}", round + 1, measured.line());
-                all.push(measured);
-            }
+        for turn in 0..2 {
+            let side = if (round + turn) % 2 == 0 { Side::Kafka } else { Side::Ours };
+            let measured = measure(bench, side, durability)
+                .with_context(|| format!("{side:?}, {}", durability.name()))?;
+            println!("  round {}: {}", round + 1, measured.line(durability));
+            all.push(measured);
         }
     }
-    Ok([Durability::Copied, Durability::Flushed]
-        .into_iter()
-        .flat_map(|durability| figures(durability, &all))
-        .collect())
+    Ok(figures(durability, &all))
 }
 
 fn measure(bench: &Bench, side: Side, durability: Durability) -> Result<Measured> {
@@ -82,7 +86,6 @@ fn measure(bench: &Bench, side: Side, durability: Durability) -> Result<Measured
     let elections = elections::measure(&mut nodes, &mut load)?;
     Ok(Measured {
         side,
-        durability,
         rate: bytes / MIB / seconds,
         cpu_seconds_per_gib: (after.cpu_seconds - before.cpu_seconds) * GIB / bytes,
         latency,
@@ -104,7 +107,7 @@ fn warm_up(load: &mut Load, records: u64) -> Result<()> {
 }
 
 impl Measured {
-    fn line(&self) -> String {
+    fn line(&self, durability: Durability) -> String {
         format!(
             "{}, {}: {:.1} MiB/s, {:.2} s CPU/GiB, p50 {:.1} ms p99 {:.1} ms longest {:.1} ms, \
              {} MiB, written again after {}",
@@ -112,7 +115,7 @@ impl Measured {
                 Side::Ours => "Tailwater",
                 Side::Kafka => "Kafka",
             },
-            self.durability.name(),
+            durability.name(),
             self.rate,
             self.cpu_seconds_per_gib,
             self.latency.p50,
@@ -125,9 +128,7 @@ impl Measured {
 }
 
 fn figures(durability: Durability, all: &[Measured]) -> Vec<Figure> {
-    let of = |side: Side| -> Vec<&Measured> {
-        all.iter().filter(|it| it.side == side && it.durability == durability).collect()
-    };
+    let of = |side: Side| -> Vec<&Measured> { all.iter().filter(|it| it.side == side).collect() };
     let (ours, kafka) = (of(Side::Ours), of(Side::Kafka));
     let both = |pick: &dyn Fn(&Measured) -> f64| {
         let middle = |side: &[&Measured]| median(side.iter().map(|it| pick(it)));
