@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::Kafka;
 use crate::flavor::run;
 use crate::folder::Folder;
-use crate::kafka::java;
+use crate::kafka::{Jvm, java};
 use crate::process::{Process, log_end};
 use crate::wait::wait_until;
 
@@ -125,7 +125,7 @@ impl Client {
             }
             Client::Java => {
                 fs::write(folder.join("Numbers.java"), JAVA_PROGRAM)?;
-                let mut command = java(folder);
+                let mut command = java(folder, Jvm::Quick);
                 command.arg("Numbers.java");
                 Ok(command)
             }
