@@ -12,6 +12,7 @@ use crate::partitions::{PartitionKey, Partitions};
 use crate::replica::{Assignment, Event};
 use crate::storage::flusher::Flusher;
 use crate::storage::partition::{Partition, PartitionName, Shared};
+use crate::topic_config::TopicConfig;
 
 /// What new metadata may have changed for the partitions of a node.
 #[derive(Debug)]
@@ -127,6 +128,7 @@ impl Assigner {
         let mine = known.filter(|(_, state)| state.replicas.contains(&self.me));
         let outcome = match (mine, self.partitions.get(key)) {
             (Some((topic, state)), Some(partition)) => {
+                self.configure(&partition, topic);
                 self.tell(&partition, assignment(image, topic, state));
                 Ok(())
             }
@@ -149,6 +151,19 @@ impl Assigner {
                 error = %error.full_text(),
                 "an assignment cannot be carried out"
             );
+        }
+    }
+
+    fn configure(&self, partition: &Partition, topic: &TopicImage) {
+        match TopicConfig::resolve(&self.shared.config, &topic.configs) {
+            Ok(config) => partition.configure(config),
+            // The controller checks what it is asked; it may be of another version.
+            Err(problem) => tracing::error!(
+                topic = %topic.name,
+                partition = %partition.name.partition,
+                problem,
+                "the topic's new settings are not understood: the former ones stay"
+            ),
         }
     }
 

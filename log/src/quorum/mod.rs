@@ -28,6 +28,7 @@
 //! | `snapshot` | 1 | `snapshot` |
 
 mod config;
+mod description;
 mod elections;
 mod entry_log;
 mod formation;
@@ -67,10 +68,10 @@ use self::log_store::LogStore;
 use self::machine::{Machine, MachineStore};
 use self::members::Members;
 use self::messages::{
-    Join, JoinAnswer, QuorumAnswer, QuorumMessage, RaftAnswer, RaftMessage, Standing, WhoAnswer,
+    Join, JoinAnswer, RaftAnswer, RaftMessage, Standing, WhoAnswer,
 };
 use self::patience::Patience;
-use self::peers::Peers;
+use self::peers::{Heard, Peers};
 use self::snapshot::SnapshotFile;
 use self::status::Watcher;
 use self::types::{LogId, Member, Proposal, Raft, Snapshot, broker_id, raft_id};
@@ -82,7 +83,8 @@ use crate::storage::partition::lock;
 pub(crate) use config::{QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER};
 pub(crate) use machine::After;
 pub(crate) use messages::{
-    ControllerHandler, ControllerMessage, ControllerReply, NetworkError, QuorumNetwork,
+    ControllerHandler, ControllerMessage, ControllerReply, MemberDescription, NetworkError,
+    QuorumAnswer, QuorumDescription, QuorumMessage, QuorumNetwork, RemoveAnswer,
 };
 pub(crate) use network::{TcpNetwork, serve};
 pub(crate) use status::QuorumStatus;
@@ -195,6 +197,7 @@ impl Quorum {
             network: Arc::clone(&network),
             addresses: Arc::new(config.addresses()),
             again_after: config.timeouts.heartbeat,
+            heard: Heard::default(),
         };
         let log = LogStore::new(log, patience.clone(), snapshots.durable());
         let machine = Arc::new(Machine::new(snapshots, found));
@@ -306,6 +309,8 @@ impl Quorum {
             QuorumMessage::WouldVote { last, .. } => self.handle_would_vote(last).await,
             QuorumMessage::Who => QuorumAnswer::Who(self.who()),
             QuorumMessage::Join(join) => QuorumAnswer::Join(self.handle_join(join).await),
+            QuorumMessage::Describe => self.answer_describe(),
+            QuorumMessage::Remove { node, directory } => self.answer_remove(node, directory).await,
         }
     }
 

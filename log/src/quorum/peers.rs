@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
@@ -11,12 +11,14 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
+use tokio::time::Instant;
 
 use super::messages::{
     NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
     RaftMessage, ask,
 };
 use super::types::{LogId, Member, Snapshot, TypeConfig, Vote};
+use crate::storage::partition::lock;
 
 /// Makes a [`Peer`] for each other member.
 #[derive(Debug, Clone)]
@@ -26,6 +28,23 @@ pub(crate) struct Peers {
     pub(crate) addresses: Arc<BTreeMap<u64, String>>,
     /// Between attempts to reach a member that does not answer.
     pub(crate) again_after: Duration,
+    /// When each member last answered this one.
+    pub(crate) heard: Heard,
+}
+
+/// When each member last answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Heard {
+    fn note(&self, id: u64) {
+        lock(&self.0).insert(id, Instant::now());
+    }
+
+    /// How long ago that was; `None` if it never did.
+    pub(crate) fn silence(&self, id: u64) -> Option<Duration> {
+        lock(&self.0).get(&id).map(Instant::elapsed)
+    }
 }
 
 impl Peers {
@@ -59,7 +78,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
         let address = self.address(target, node);
         let network = Arc::clone(&self.network);
-        Peer { target, member: node.clone(), address, network, again_after: self.again_after }
+        let (again_after, heard) = (self.again_after, self.heard.clone());
+        Peer { target, member: node.clone(), address, network, again_after, heard }
     }
 }
 
@@ -71,6 +91,7 @@ pub(crate) struct Peer {
     address: String,
     network: Arc<dyn QuorumNetwork>,
     again_after: Duration,
+    heard: Heard,
 }
 
 impl Peer {
@@ -79,7 +100,10 @@ impl Peer {
         let message = QuorumMessage::Raft { to: self.target, directory, message };
         // Always as "unreachable": what does not answer is left alone for a while, not hammered.
         match ask(&*self.network, &self.address, message).await {
-            Ok(QuorumAnswer::Raft(answer)) => Ok(answer),
+            Ok(QuorumAnswer::Raft(answer)) => {
+                self.heard.note(self.target);
+                Ok(answer)
+            }
             Ok(_) => Err(self.unreachable(OTHER_ANSWER)),
             Err(error) => Err(Unreachable::new(&error)),
         }
