@@ -210,7 +210,7 @@ impl Layout {
         let partitions: Vec<_> = self.partitions.keys().cloned().collect();
         for partition in partitions {
             let mut replicas = self.partitions[&partition].clone();
-            while let Some((at, to)) = self.into_another_rack(&replicas, &held) {
+            while let Some((at, to)) = self.one_rack_more(&replicas, &held) {
                 *held.entry(replicas[at]).or_default() -= 1;
                 *held.entry(to).or_default() += 1;
                 replicas[at] = to;
@@ -220,7 +220,7 @@ impl Layout {
     }
 
     /// The replica that goes, and the node that gets it, where that makes one rack more.
-    fn into_another_rack(
+    fn one_rack_more(
         &self,
         replicas: &[BrokerId],
         held: &BTreeMap<BrokerId, usize>,
@@ -319,9 +319,8 @@ mod tests {
     }
 
     fn show(moves: &[Move]) -> Vec<String> {
-        let list = |ids: &[BrokerId]| {
-            ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
-        };
+        let list =
+            |ids: &[BrokerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         moves.iter().map(|one| format!("{}: {}", one.partition, list(&one.to))).collect()
     }
 

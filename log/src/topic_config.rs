@@ -395,7 +395,10 @@ mod tests {
     #[test]
     fn an_unknown_setting_is_refused_with_those_that_are_known() {
         let problem = resolve(&[("retention.hours", "1")]).unwrap_err();
-        assert!(problem.contains("retention.hours") && problem.contains("retention.ms"), "{problem}");
+        assert!(
+            problem.contains("retention.hours") && problem.contains("retention.ms"),
+            "{problem}"
+        );
     }
 
     #[test]

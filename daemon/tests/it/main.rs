@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod checks;
 #[cfg(test)]
+mod cluster_cli;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod foreign;

@@ -21,9 +21,10 @@ impl Log {
         let partitions = request.topic_partitions.map(|topics| {
             let named = topics.iter().flat_map(|topic| {
                 let name = topic.topic.as_str();
-                topic.partitions.iter().map(move |number| {
-                    TopicPartition::new(name, PartitionId::new(*number))
-                })
+                topic
+                    .partitions
+                    .iter()
+                    .map(move |number| TopicPartition::new(name, PartitionId::new(*number)))
             });
             named.collect::<Vec<_>>()
         });
@@ -64,9 +65,7 @@ impl Log {
     }
 }
 
-fn by_topic(
-    outcomes: Vec<(TopicPartition, Result<(), Refused>)>,
-) -> Vec<ReplicaElectionResult> {
+fn by_topic(outcomes: Vec<(TopicPartition, Result<(), Refused>)>) -> Vec<ReplicaElectionResult> {
     let mut results: BTreeMap<String, Vec<PartitionResult>> = BTreeMap::new();
     for (one, outcome) in outcomes {
         let result = PartitionResult::default()

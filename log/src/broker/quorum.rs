@@ -37,9 +37,7 @@ impl Log {
         let described = match described {
             Ok(described) => described,
             Err(refused) => {
-                return response
-                    .with_error_code(refused.code())
-                    .with_error_message(refused.text());
+                return response.with_error_code(refused.code()).with_error_message(refused.text());
             }
         };
         let topics = request.topics.into_iter().map(|topic| {
@@ -55,7 +53,9 @@ impl Log {
                 }
             });
             let partitions = partitions.collect();
-            TopicData::default().with_topic_name(topic.topic_name.clone()).with_partitions(partitions)
+            TopicData::default()
+                .with_topic_name(topic.topic_name.clone())
+                .with_partitions(partitions)
         });
         response.with_topics(topics.collect()).with_nodes(nodes(&described))
     }
@@ -137,9 +137,7 @@ fn nodes(described: &QuorumDescription) -> Vec<Node> {
         parsed.map(listener).into_iter().collect()
     };
     let node = |member: &crate::quorum::MemberDescription| {
-        Node::default()
-            .with_node_id(member.node.get())
-            .with_listeners(listeners(&member.address))
+        Node::default().with_node_id(member.node.get()).with_listeners(listeners(&member.address))
     };
     described.members.iter().map(node).collect()
 }

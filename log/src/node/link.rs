@@ -132,9 +132,7 @@ impl ControllerLink {
         let mut elsewhere = None;
         for (id, address) in &self.controllers {
             let answer = match &self.own {
-                Some((own, node)) if own == id => {
-                    Some(node.quorum().handle(message.clone()).await)
-                }
+                Some((own, node)) if own == id => Some(node.quorum().handle(message.clone()).await),
                 _ => self.call_quorum(address, message).await,
             };
             match answer {

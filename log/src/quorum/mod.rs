@@ -67,9 +67,7 @@ use self::identity::Identity;
 use self::log_store::LogStore;
 use self::machine::{Machine, MachineStore};
 use self::members::Members;
-use self::messages::{
-    Join, JoinAnswer, RaftAnswer, RaftMessage, Standing, WhoAnswer,
-};
+use self::messages::{Join, JoinAnswer, RaftAnswer, RaftMessage, Standing, WhoAnswer};
 use self::patience::Patience;
 use self::peers::{Heard, Peers};
 use self::snapshot::SnapshotFile;

@@ -15,40 +15,36 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-const TOPIC: &str = "t";
+pub(crate) const TOPIC: &str = "t";
 
 /// A node's place: it may be started there again.
-struct Place {
-    id: BrokerId,
+pub(crate) struct Place {
+    pub(crate) id: BrokerId,
     folder: TempDir,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     controller_address: SocketAddr,
+    /// Which nodes its configuration names as controllers; all where none stands here.
+    pub(crate) controllers: Option<Vec<BrokerId>>,
 }
 
 /// A node that runs.
-struct Running {
-    log: Arc<Log>,
+pub(crate) struct Running {
+    pub(crate) log: Arc<Log>,
     stop: CancellationToken,
     serving: JoinSet<()>,
 }
 
-struct Cluster {
-    places: Vec<Place>,
-    running: BTreeMap<BrokerId, Running>,
+pub(crate) struct Cluster {
+    pub(crate) places: Vec<Place>,
+    pub(crate) running: BTreeMap<BrokerId, Running>,
 }
 
 impl Cluster {
-    async fn start(count: i32) -> Self {
-        let mut places = Vec::new();
-        for id in 1..=count {
-            places.push(Place {
-                id: BrokerId::new(id),
-                folder: tempfile::tempdir().unwrap(),
-                address: free().await,
-                controller_address: free().await,
-            });
+    pub(crate) async fn start(count: i32) -> Self {
+        let mut cluster = Self { places: Vec::new(), running: BTreeMap::new() };
+        for _ in 0..count {
+            cluster.add_place().await;
         }
-        let mut cluster = Self { places, running: BTreeMap::new() };
         for id in 1..=count {
             cluster.start_node(BrokerId::new(id)).await;
         }
@@ -58,14 +54,35 @@ impl Cluster {
         cluster
     }
 
+    /// A place for one more node; its id.
+    pub(crate) async fn add_place(&mut self) -> BrokerId {
+        let id = BrokerId::new(i32::try_from(self.places.len()).unwrap() + 1);
+        self.places.push(Place {
+            id,
+            folder: tempfile::tempdir().unwrap(),
+            address: free().await,
+            controller_address: free().await,
+            controllers: None,
+        });
+        id
+    }
+
+    /// An empty disk in the place of what a node had.
+    pub(crate) fn lose_disk(&mut self, id: BrokerId) {
+        let place = self.places.iter_mut().find(|place| place.id == id).unwrap();
+        place.folder = tempfile::tempdir().unwrap();
+    }
+
     fn place(&self, id: BrokerId) -> &Place {
         self.places.iter().find(|place| place.id == id).unwrap()
     }
 
-    async fn start_node(&mut self, id: BrokerId) {
+    pub(crate) async fn start_node(&mut self, id: BrokerId) {
         let place = self.place(id);
+        let named = |it: &&Place| place.controllers.as_ref().is_none_or(|ids| ids.contains(&it.id));
+        let controllers = self.places.iter().filter(named);
         let controllers =
-            self.places.iter().map(|it| (it.id, it.controller_address.to_string())).collect();
+            controllers.map(|it| (it.id, it.controller_address.to_string())).collect();
         let listener = TcpListener::bind(place.address).await.unwrap();
         let controller_listener = TcpListener::bind(place.controller_address).await.unwrap();
         let log = loop {
@@ -95,13 +112,13 @@ impl Cluster {
     }
 
     /// Ends a node as if its process had died.
-    async fn kill(&mut self, id: BrokerId) {
+    pub(crate) async fn kill(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.serving.shutdown().await;
     }
 
     /// Ends a node in order.
-    async fn stop(&mut self, id: BrokerId) {
+    pub(crate) async fn stop(&mut self, id: BrokerId) {
         let mut running = self.running.remove(&id).unwrap();
         running.log.leave().await;
         running.stop.cancel();
@@ -109,7 +126,7 @@ impl Cluster {
         running.log.close().await.unwrap();
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         let addresses = self.places.iter().map(|place| place.address.to_string()).collect();
         let config = ClientConfig { call_timeout: Duration::from_secs(60), ..Default::default() };
         Client::connect(config, Transport::tcp(addresses)).await.unwrap()
@@ -123,7 +140,7 @@ impl Cluster {
     }
 
     /// Waits until every node has everything, on every in-sync replica.
-    async fn until_in_sync(&self) {
+    pub(crate) async fn until_in_sync(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let of_topic: Vec<_> = self
@@ -151,11 +168,11 @@ async fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-fn partition() -> TopicPartition {
+pub(crate) fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, PartitionId::new(0))
 }
 
-async fn make_topic(client: &Client) {
+pub(crate) async fn make_topic(client: &Client) {
     let spec = TopicSpec {
         name: TOPIC.to_owned(),
         partitions: 1,
@@ -166,7 +183,7 @@ async fn make_topic(client: &Client) {
 }
 
 /// Every value of the topic, in order.
-async fn values(client: &Client) -> Vec<String> {
+pub(crate) async fn values(client: &Client) -> Vec<String> {
     let end = client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap();
     let mut reader = client.reader(ReaderConfig::new(partition(), Offset::ZERO));
     let mut values = Vec::new();
@@ -181,7 +198,7 @@ async fn values(client: &Client) -> Vec<String> {
 }
 
 /// Writes numbers until told to stop; how many were acknowledged, all of them.
-async fn write_numbers(client: Client, stop: CancellationToken) -> usize {
+pub(crate) async fn write_numbers(client: Client, stop: CancellationToken) -> usize {
     let config =
         ProducerConfig { transactional_id: Some("writer".to_owned()), ..ProducerConfig::default() };
     let mut producer = client.producer(config).await.unwrap();
@@ -252,13 +269,13 @@ async fn leaders_die_and_nothing_acknowledged_is_lost_doubled_or_out_of_order() 
     cluster.until_in_sync().await;
 }
 
-async fn end_of(client: &Client) -> Offset {
+pub(crate) async fn end_of(client: &Client) -> Offset {
     client.list_offsets(TOPIC, PartitionId::new(0), OffsetAt::Latest).await.unwrap()
 }
 
 impl Cluster {
     /// Waits until the leader has every replica in its ISR.
-    async fn until_in_sync_while_writing(&self) {
+    pub(crate) async fn until_in_sync_while_writing(&self) {
         let limit = std::time::Instant::now() + Duration::from_secs(60);
         loop {
             let all: Vec<_> =

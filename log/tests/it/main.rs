@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod admin_client;
 mod cluster;
 mod compaction;
 mod crash;
@@ -16,10 +17,12 @@ mod failing_disk;
 mod fetching;
 mod full_disk;
 mod kcat;
+mod operating;
 mod our_client;
 mod producing;
 mod recovery;
 mod retention;
+mod settings;
 mod support;
 mod tasks;
 mod versions;
