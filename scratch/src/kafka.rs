@@ -103,6 +103,25 @@ impl Kafka {
         fs::rename(&partial, &libraries).context("put Kafka's jars in their place")
     }
 
+    /// Runs a Java source file with Kafka's classes at hand; what it prints.
+    ///
+    /// # Errors
+    /// If it cannot be run, or fails: with what it said.
+    pub fn run_source(source: &Path, arguments: &[&str]) -> Result<String> {
+        let folder = Folder::create("java", "KILL")?;
+        let output = java(folder.path(), Jvm::Quick)
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=error")
+            .arg(source)
+            .args(arguments)
+            .output()
+            .with_context(|| format!("run {}", source.display()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if !output.status.success() {
+            bail!("{}:\n{}{}", source.display(), text(&output.stdout), text(&output.stderr));
+        }
+        Ok(text(&output.stdout))
+    }
+
     /// Starts a broker with no topics, as a cluster of its own.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ mod checks;
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod cluster_cli;
+#[cfg(test)]
 mod cluster_pipelines;
 #[cfg(test)]
 mod cluster_writers;

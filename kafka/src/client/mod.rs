@@ -17,7 +17,7 @@ use crate::{
     producer::{Producer, ProducerConfig},
     reader::{PartitionReader, ReaderConfig},
     transport::{Settings, Transport},
-    wire::KafkaString,
+    wire::{KafkaString, Request, Response},
 };
 
 /// How a client behaves.
@@ -235,6 +235,29 @@ impl Client {
         let mut backoff = self.backoff();
         loop {
             let result = self.try_fetch_offsets(group, of).await;
+            if let Some(result) = backoff.settle(result).await {
+                return result;
+            }
+        }
+    }
+
+    /// Asks any broker, again if the connection ends: for requests that may be repeated. What is
+    /// refused stands in the response.
+    ///
+    /// # Errors
+    /// If no broker answers in time, or none knows the request.
+    pub async fn ask<R>(&self, request: impl Into<Request>) -> Result<R, Error>
+    where
+        R: TryFrom<Response>,
+    {
+        let request = request.into();
+        let mut backoff = self.backoff();
+        loop {
+            let connection = self.connections.lock().await.any().await;
+            let result = match connection {
+                Ok(connection) => connection.call(request.clone()).await,
+                Err(error) => Err(error),
+            };
             if let Some(result) = backoff.settle(result).await {
                 return result;
             }

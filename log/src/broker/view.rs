@@ -227,10 +227,30 @@ impl Log {
     /// Waits until this node knows of a topic that the controller has just made, or no longer knows
     /// of one that it removed.
     pub(super) async fn wait_for_topic(&self, id: TopicId, there: bool) {
+        self.wait_until_known(|image| image.topic(id).is_some() == there).await;
+    }
+
+    /// Waits until this node has heard of what the controller has just decided, for a while.
+    pub(super) async fn wait_until_known(&self, mut known: impl FnMut(&Image) -> bool) {
         let mut image = self.image.subscribe();
-        let known = image.wait_for(|image| image.topic(id).is_some() == there);
+        let known = image.wait_for(|image| known(image));
         // Whoever asked will find out otherwise.
         drop(tokio::time::timeout(COORDINATOR_PATIENCE, known).await);
+    }
+}
+
+/// What the controller decided on each of `count` things; on all of them the same where it has not
+/// decided at all.
+pub(super) fn decided(
+    answer: Result<ControllerAnswer, Refusal>,
+    count: usize,
+) -> Vec<Result<(), Refused>> {
+    match answer {
+        Ok(ControllerAnswer::Done(outcomes)) => {
+            outcomes.into_iter().map(|outcome| outcome.map_err(Refused::from)).collect()
+        }
+        Ok(_) => vec![Err(ErrorCode::UnknownServerError.into()); count],
+        Err(refusal) => vec![Err(refusal.into()); count],
     }
 }
 

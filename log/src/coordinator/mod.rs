@@ -80,6 +80,17 @@ impl Coordinators {
         self.changed.send_replace(());
     }
 
+    /// Reads anew what ended although this node leads it: a change of unknown outcome, a disk that
+    /// could not be read.
+    pub(crate) fn renew(&self, flusher: &Arc<Flusher>) {
+        let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+        for store in stores.values_mut() {
+            if let Some(renewed) = store.renewed(flusher, &self.changed) {
+                *store = Arc::new(renewed);
+            }
+        }
+    }
+
     /// Told whenever another answer of [`Coordinators::store`] may be had.
     pub(crate) fn watch(&self) -> watch::Receiver<()> {
         self.changed.subscribe()
@@ -110,12 +121,8 @@ impl Coordinators {
         let of_topic = stores.iter().filter(|((name, _), _)| name == topic);
         let mut all = Vec::new();
         for (_, store) in of_topic {
-            match store.check() {
-                Ok(()) => all.push(Arc::clone(store)),
-                // Another node's by now.
-                Err(NotChanged::NotCoordinator) => {}
-                Err(other) => return Err(other),
-            }
+            store.check()?;
+            all.push(Arc::clone(store));
         }
         Ok(all)
     }

@@ -7,6 +7,9 @@
 //!                                                                        nothing
 //! ```
 //!
+//! Where the outcome of a change cannot be known but nobody else leads, all is read anew, into another
+//! store: what stands in this one may be from before the change.
+//!
 //! A change is a record per entry, all in one batch: it happens whole or not at all. It shows in the
 //! map, and its caller is told, when every in-sync replica has it. Changes that wait share a batch.
 //! One whose outcome cannot be known, because another leads by now, is not shown: the new leader
@@ -58,6 +61,8 @@ pub(crate) enum NotChanged {
 /// A handle on the map, and on the task that changes it.
 #[derive(Debug)]
 pub(crate) struct Store {
+    partition: Arc<Partition>,
+    leader_epoch: LeaderEpoch,
     entries: Arc<Mutex<Entries>>,
     loaded: Arc<AtomicBool>,
     requests: mpsc::Sender<Request>,
@@ -86,7 +91,7 @@ impl Store {
         let loaded = Arc::new(AtomicBool::new(false));
         let (requests, incoming) = mpsc::channel(WAITING_CHANGES);
         let keeper = Keeper {
-            partition,
+            partition: Arc::clone(&partition),
             leader_epoch,
             flusher,
             entries: Arc::clone(&entries),
@@ -98,21 +103,35 @@ impl Store {
             keeper.run(incoming).await;
             changed.send_replace(());
         });
-        Self { entries, loaded, requests, turn: tokio::sync::Mutex::default(), _task: task }
+        let turn = tokio::sync::Mutex::default();
+        Self { partition, leader_epoch, entries, loaded, requests, turn, _task: task }
     }
 
     /// Whether it can be read and changed.
     ///
     /// # Errors
-    /// Why not.
+    /// [`NotChanged::Loading`] if not: whether it is read anew here or by another node shows soon.
     pub(crate) fn check(&self) -> Result<(), NotChanged> {
-        if self.requests.is_closed() {
-            Err(NotChanged::NotCoordinator)
-        } else if !self.loaded.load(Ordering::Acquire) {
-            Err(NotChanged::Loading)
-        } else {
-            Ok(())
+        if self.has_ended() || !self.loaded.load(Ordering::Acquire) {
+            return Err(NotChanged::Loading);
         }
+        Ok(())
+    }
+
+    /// Whether nothing will be changed in it any more.
+    fn has_ended(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    /// Another one in place of one that has ended, if this node leads still.
+    pub(crate) fn renewed(
+        &self,
+        flusher: &Arc<Flusher>,
+        changed: &watch::Sender<()>,
+    ) -> Option<Self> {
+        let (partition, epoch) = (&self.partition, self.leader_epoch);
+        (self.has_ended() && partition.leads() == Some(epoch))
+            .then(|| Self::load(Arc::clone(partition), epoch, Arc::clone(flusher), changed.clone()))
     }
 
     /// Looks at the entries, all of which are committed.

@@ -13,6 +13,7 @@ use crate::partitions::{PartitionKey, Partitions};
 use crate::replica::{Assignment, Event};
 use crate::storage::flusher::Flusher;
 use crate::storage::partition::{Partition, PartitionName, Shared};
+use crate::topic_config::TopicConfig;
 
 /// How many copies a heartbeat tells of: a few hundred kilobytes. The others come with the next one.
 const COPIES_PER_HEARTBEAT: usize = 2_000;
@@ -157,6 +158,7 @@ impl Assigner {
                 }
             }
             (Some((topic, state)), Some(partition)) => {
+                self.configure(&partition, topic);
                 self.tell(&partition, assignment(image, topic, state));
                 Ok(())
             }
@@ -173,6 +175,19 @@ impl Assigner {
                 error = %error.full_text(),
                 "an assignment cannot be carried out"
             );
+        }
+    }
+
+    fn configure(&self, partition: &Partition, topic: &TopicImage) {
+        match TopicConfig::resolve(&self.shared.config, &topic.configs) {
+            Ok(config) => partition.configure(config),
+            // The controller checks what it is asked; it may be of another version.
+            Err(problem) => tracing::error!(
+                topic = %topic.name,
+                partition = %partition.name.partition,
+                problem,
+                "the topic's new settings are not understood: the former ones stay"
+            ),
         }
     }
 

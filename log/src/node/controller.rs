@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tailwater_kafka::wire::ErrorCode;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -48,6 +49,9 @@ pub(crate) struct Reply {
     pub(crate) answer: Result<ControllerAnswer, Refusal>,
     /// To a heartbeat: metadata that is new to the broker.
     pub(crate) news: Option<News>,
+    /// With NOT_CONTROLLER: where the one that leads is reached, if that is known.
+    #[serde(default)]
+    pub(crate) leader: Option<String>,
 }
 
 /// Metadata that is new to a broker.
@@ -119,7 +123,9 @@ impl ControllerNode {
             Some(applied) => self.news(applied, wait).await,
             None => None,
         };
-        Reply { answer, news }
+        let refused = answer.as_ref().is_err_and(|it| it.code == ErrorCode::NotController);
+        let leader = if refused { self.quorum.leader_address() } else { None };
+        Reply { answer, news, leader }
     }
 
     async fn decide(&self, request: ControllerRequest) -> Result<ControllerAnswer, Refusal> {

@@ -28,6 +28,7 @@
 //! | `snapshot` | 1 | `snapshot` |
 
 mod config;
+mod description;
 mod elections;
 mod entry_log;
 mod formation;
@@ -67,12 +68,10 @@ use self::identity::Identity;
 use self::log_store::LogStore;
 use self::machine::{Machine, MachineStore};
 use self::members::Members;
-use self::messages::{
-    Join, JoinAnswer, QuorumAnswer, QuorumMessage, RaftAnswer, RaftMessage, Standing, WhoAnswer,
-};
+use self::messages::{Join, JoinAnswer, RaftAnswer, RaftMessage, Standing, WhoAnswer};
 use self::parts::{Received, Receiving, SnapshotPart};
 use self::patience::Patience;
-use self::peers::Peers;
+use self::peers::{Heard, Peers};
 use self::snapshot::SnapshotFile;
 use self::status::Watcher;
 use self::types::{
@@ -86,7 +85,8 @@ use crate::storage::partition::lock;
 pub(crate) use config::{QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER};
 pub(crate) use machine::After;
 pub(crate) use messages::{
-    ControllerHandler, ControllerMessage, ControllerReply, NetworkError, QuorumNetwork,
+    ControllerHandler, ControllerMessage, ControllerReply, MemberDescription, NetworkError,
+    QuorumAnswer, QuorumDescription, QuorumMessage, QuorumNetwork, RemoveAnswer,
 };
 pub(crate) use network::{TcpNetwork, serve};
 pub(crate) use parts::SNAPSHOT_PART_BYTES;
@@ -203,6 +203,7 @@ impl Quorum {
             addresses: Arc::new(config.addresses()),
             again_after: config.timeouts.heartbeat,
             part_bytes: config.snapshot_part_bytes,
+            heard: Heard::default(),
         };
         let log = LogStore::new(log, patience.clone(), snapshots.durable());
         let machine = Arc::new(Machine::new(snapshots, found));
@@ -315,6 +316,8 @@ impl Quorum {
             QuorumMessage::WouldVote { last, .. } => self.handle_would_vote(last).await,
             QuorumMessage::Who => QuorumAnswer::Who(self.who()),
             QuorumMessage::Join(join) => QuorumAnswer::Join(self.handle_join(join).await),
+            QuorumMessage::Describe => self.answer_describe(),
+            QuorumMessage::Remove { node, directory } => self.answer_remove(node, directory).await,
         }
     }
 

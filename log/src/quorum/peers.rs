@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
@@ -11,6 +11,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
+use tokio::time::Instant;
 
 use super::messages::{
     NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
@@ -18,6 +19,7 @@ use super::messages::{
 };
 use super::parts::SnapshotPart;
 use super::types::{LogId, Member, Snapshot, TypeConfig, Vote};
+use crate::storage::partition::lock;
 
 /// Makes a [`Peer`] for each other member.
 #[derive(Debug, Clone)]
@@ -29,6 +31,23 @@ pub(crate) struct Peers {
     pub(crate) again_after: Duration,
     /// Bytes of a snapshot in one message.
     pub(crate) part_bytes: usize,
+    /// When each member last answered this one.
+    pub(crate) heard: Heard,
+}
+
+/// When each member last answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Heard {
+    fn note(&self, id: u64) {
+        lock(&self.0).insert(id, Instant::now());
+    }
+
+    /// How long ago that was; `None` if it never did.
+    pub(crate) fn silence(&self, id: u64) -> Option<Duration> {
+        lock(&self.0).get(&id).map(Instant::elapsed)
+    }
 }
 
 impl Peers {
@@ -63,7 +82,8 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
         let address = self.address(target, node);
         let network = Arc::clone(&self.network);
         let Self { again_after, part_bytes, .. } = *self;
-        Peer { target, member: node.clone(), address, network, again_after, part_bytes }
+        let heard = self.heard.clone();
+        Peer { target, member: node.clone(), address, network, again_after, part_bytes, heard }
     }
 }
 
@@ -76,6 +96,7 @@ pub(crate) struct Peer {
     network: Arc<dyn QuorumNetwork>,
     again_after: Duration,
     part_bytes: usize,
+    heard: Heard,
 }
 
 /// How often a snapshot is begun anew because its receiver lacks what was sent, before it is given up:
@@ -88,7 +109,10 @@ impl Peer {
         let message = QuorumMessage::Raft { to: self.target, directory, message };
         // Always as "unreachable": what does not answer is left alone for a while, not hammered.
         match ask(&*self.network, &self.address, message).await {
-            Ok(QuorumAnswer::Raft(answer)) => Ok(answer),
+            Ok(QuorumAnswer::Raft(answer)) => {
+                self.heard.note(self.target);
+                Ok(answer)
+            }
             Ok(_) => Err(self.unreachable(OTHER_ANSWER)),
             Err(error) => Err(Unreachable::new(&error)),
         }

@@ -227,7 +227,8 @@ impl Partition {
     /// How many of `batches` the segment still takes; an empty one takes any first batch.
     fn fitting(&self, active: &ActiveSegment, batches: &[Pending]) -> usize {
         let now = self.shared.config.clock.now_ms();
-        let age = i64::try_from(self.topic.segment_age.as_millis()).unwrap_or(i64::MAX);
+        let topic = self.topic_config();
+        let age = i64::try_from(topic.segment_age.as_millis()).unwrap_or(i64::MAX);
         if active.began_ms.is_some_and(|began| now.saturating_sub(began) >= age) {
             return 0;
         }
@@ -237,7 +238,7 @@ impl Partition {
             let batch = &pending.batch;
             size += batch.bytes().len() as u64;
             let relative = batch.last_offset().get() - active.base.get();
-            let fits = size <= self.topic.segment_bytes && relative <= i64::from(i32::MAX);
+            let fits = size <= topic.segment_bytes && relative <= i64::from(i32::MAX);
             if !fits && (count > 0 || active.size > 0) {
                 break;
             }

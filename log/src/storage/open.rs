@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tailwater_kafka::{Offset, RecordBatch};
 
@@ -90,8 +90,9 @@ impl Partition {
         if !std::mem::take(&mut files.refused) {
             return false;
         }
-        let Self { folder, name, topic, shared, .. } = self;
-        let opened = Opening { folder, name, topic, shared }.open();
+        let topic = self.topic_config();
+        let Self { folder, name, shared, .. } = self;
+        let opened = Opening { folder, name, topic: &topic, shared }.open();
         let mut state = self.lock_state();
         match (opened, &mut state.condition) {
             (Ok((online, opened)), _) => {
@@ -133,7 +134,7 @@ impl Partition {
         Self {
             name,
             folder,
-            topic,
+            topic: RwLock::new(Arc::new(topic)),
             shared,
             state: Mutex::new(State {
                 condition,

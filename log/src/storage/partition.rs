@@ -20,7 +20,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tailwater_kafka::{LeaderEpoch, Offset, PartitionId, RecordBatch, TopicId};
@@ -174,7 +174,8 @@ pub(crate) struct Offsets {
 pub(crate) struct Partition {
     pub(crate) name: PartitionName,
     pub(super) folder: PathBuf,
-    pub(super) topic: TopicConfig,
+    /// As of the newest metadata. Who needs several settings together takes them once.
+    pub(super) topic: RwLock<Arc<TopicConfig>>,
     pub(crate) shared: Arc<Shared>,
     pub(super) state: Mutex<State>,
     pub(super) files: Mutex<Files>,
@@ -337,9 +338,17 @@ impl Partition {
         }
     }
 
-    /// The topic's settings.
-    pub(crate) fn topic_config(&self) -> &TopicConfig {
-        &self.topic
+    /// The topic's settings, as they are now.
+    pub(crate) fn topic_config(&self) -> Arc<TopicConfig> {
+        Arc::clone(&self.topic.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The topic has these settings from now on.
+    pub(crate) fn configure(&self, topic: TopicConfig) {
+        let mut present = self.topic.write().unwrap_or_else(PoisonError::into_inner);
+        if **present != topic {
+            *present = Arc::new(topic);
+        }
     }
 
     /// Whether it was closed with everything flushed.

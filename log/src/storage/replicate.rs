@@ -107,7 +107,7 @@ impl Partition {
             return Err(NotReplicated::NotFollowing);
         }
         let online = state.online()?;
-        online.check_run(&batches, self.topic.compact)?;
+        online.check_run(&batches, self.topic_config().compact)?;
         for batch in batches {
             if let Some(producer) = ProducerBatch::of(batch.header()) {
                 online.producers.record(&producer, batch.base_offset(), batch.last_offset(), now);

@@ -120,7 +120,7 @@ impl Partition {
         change: impl FnOnce(&Self, &mut Files) -> Result<(), Error>,
     ) -> Result<Offset, Error> {
         let before = self.begin_replacement()?;
-        let topic = self.topic.clone();
+        let topic = self.topic_config();
         let opened = change(self, files).and_then(|()| {
             let Self { folder, name, shared, .. } = self;
             Opening { folder, name, topic: &topic, shared }.open()

@@ -29,6 +29,8 @@ pub(crate) struct Place {
     pub(crate) folder: TempDir,
     pub(crate) address: SocketAddr,
     pub(crate) controller_address: SocketAddr,
+    /// Which nodes its configuration names as controllers; all where none stands here.
+    pub(crate) controllers: Option<Vec<BrokerId>>,
 }
 
 /// A node that runs.
@@ -41,8 +43,6 @@ pub(crate) struct Running {
 pub(crate) struct Cluster {
     pub(crate) places: Vec<Place>,
     pub(crate) running: BTreeMap<BrokerId, Running>,
-    /// Those that carry a controller.
-    controllers: Vec<BrokerId>,
     /// What is different in it.
     adjust: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -66,21 +66,14 @@ impl Cluster {
         controllers: i32,
         adjust: impl Fn(&mut Config) + Send + Sync + 'static,
     ) -> Self {
-        let mut places = Vec::new();
-        for id in 1..=count {
-            places.push(Place {
-                id: BrokerId::new(id),
-                folder: tempfile::tempdir().unwrap(),
-                address: free().await,
-                controller_address: free().await,
-            });
+        let mut cluster = Self::empty(adjust);
+        for _ in 0..count {
+            cluster.add_place().await;
         }
-        let mut cluster = Self {
-            places,
-            running: BTreeMap::new(),
-            controllers: (1..=controllers).map(BrokerId::new).collect(),
-            adjust: Box::new(adjust),
-        };
+        let named: Vec<BrokerId> = (1..=controllers).map(BrokerId::new).collect();
+        for place in &mut cluster.places {
+            place.controllers = Some(named.clone());
+        }
         for id in 1..=count {
             cluster.start_node(BrokerId::new(id)).await;
         }
@@ -90,13 +83,38 @@ impl Cluster {
         cluster
     }
 
+    /// Without a place yet.
+    pub(crate) fn empty(adjust: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+        Self { places: Vec::new(), running: BTreeMap::new(), adjust: Box::new(adjust) }
+    }
+
+    /// A place for one more node; its id.
+    pub(crate) async fn add_place(&mut self) -> BrokerId {
+        let id = BrokerId::new(i32::try_from(self.places.len()).unwrap() + 1);
+        self.places.push(Place {
+            id,
+            folder: tempfile::tempdir().unwrap(),
+            address: free().await,
+            controller_address: free().await,
+            controllers: None,
+        });
+        id
+    }
+
+    /// An empty disk in the place of what a node had.
+    pub(crate) fn lose_disk(&mut self, id: BrokerId) {
+        let place = self.places.iter_mut().find(|place| place.id == id).unwrap();
+        place.folder = tempfile::tempdir().unwrap();
+    }
+
     pub(crate) fn place(&self, id: BrokerId) -> &Place {
         self.places.iter().find(|place| place.id == id).unwrap()
     }
 
     pub(crate) async fn start_node(&mut self, id: BrokerId) {
         let place = self.place(id);
-        let controllers = self.places.iter().filter(|it| self.controllers.contains(&it.id));
+        let named = |it: &&Place| place.controllers.as_ref().is_none_or(|ids| ids.contains(&it.id));
+        let controllers = self.places.iter().filter(named);
         let controllers =
             controllers.map(|it| (it.id, it.controller_address.to_string())).collect();
         let listener = TcpListener::bind(place.address).await.unwrap();

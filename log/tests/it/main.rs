@@ -8,6 +8,7 @@
 )]
 
 mod admin;
+mod admin_client;
 mod apart;
 mod catching_up;
 mod cluster;
@@ -21,10 +22,12 @@ mod full_disk;
 mod kcat;
 mod nearby;
 mod offline;
+mod operating;
 mod our_client;
 mod producing;
 mod recovery;
 mod retention;
+mod settings;
 mod support;
 mod tasks;
 mod versions;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
-use super::super::requests::{HeartbeatAnswer, TopicConfigs};
+use super::super::requests::{ConfigChange, HeartbeatAnswer, TopicConfigs};
 use super::super::{
     AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, CopyReport, Event,
     Heartbeat, IsrChange, NewTopic, Refusal, Registration, Settings,
@@ -269,7 +269,7 @@ impl Cluster {
     ) -> Result<(), Refusal> {
         let change = TopicConfigs {
             name: topic.to_owned(),
-            changes: BTreeMap::from([(name.to_owned(), Some(value.to_owned()))]),
+            changes: BTreeMap::from([(name.to_owned(), ConfigChange::Set(value.to_owned()))]),
             replaces_all: false,
         };
         let request =

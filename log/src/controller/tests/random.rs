@@ -18,7 +18,7 @@ use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
 use super::super::partitions::{Wanted, settle};
-use super::super::requests::{ElectionKind, MorePartitions, TopicConfigs};
+use super::super::requests::{ConfigChange, ElectionKind, MorePartitions, TopicConfigs};
 use super::super::{
     AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, CopyReport, Event,
     Heartbeat, IsrChange, NewTopic, Refusal, Registration, Settings, TopicRef,
@@ -485,8 +485,8 @@ impl World {
             }
             (_, Some(name)) => {
                 let value = match self.rng.random_range(0..4) {
-                    0 => None,
-                    number => Some(number.to_string()),
+                    0 => ConfigChange::Delete,
+                    number => ConfigChange::Set(number.to_string()),
                 };
                 let changes = BTreeMap::from([("min.insync.replicas".to_owned(), value)]);
                 let topics = vec![TopicConfigs { name, changes, replaces_all: false }];
