@@ -86,7 +86,7 @@ impl Member {
     /// What is wrong with it, in words.
     pub(crate) fn problem(&self) -> Option<String> {
         match (self.silent, self.behind) {
-            (None, _) => Some("has never answered".to_owned()),
+            (None, _) => Some("has not answered since the last election".to_owned()),
             (Some(silent), _) if silent >= SILENT => {
                 Some(format!("has not answered for {} s", silent.as_secs()))
             }
@@ -333,6 +333,6 @@ mod tests {
         assert_eq!((problem(1), problem(2)), (None, None));
         assert_eq!(problem(3).unwrap(), "has not answered for 30 s");
         assert_eq!(problem(4).unwrap(), "lacks 400 entries of the metadata");
-        assert_eq!(problem(5).unwrap(), "has never answered");
+        assert_eq!(problem(5).unwrap(), "has not answered since the last election");
     }
 }
