@@ -99,9 +99,9 @@ impl Nodes {
 
     /// Waits until `holds`.
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
-        let limit = std::time::Instant::now() + Duration::from_secs(60);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(60);
         while !holds(self) {
-            assert!(std::time::Instant::now() < limit, "{what}");
+            assert!(tokio::time::Instant::now() < limit, "{what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
