@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A fetch says from where it reads, and with that what is flushed here: so the next one goes out
-//! when all that the last one brought is flushed. Whatever fails is asked for again after a pause.
+//! when all that the last one brought is flushed. Where that takes long for one partition, the
+//! others are asked for without it. Whatever fails is asked for again after a pause.
 //!
 //! Partitions that are not in sync here come last in a fetch, and are left out of it while their
 //! [throttle](super::throttle) is closed: those that producers wait for go on.
@@ -37,6 +38,9 @@ use crate::storage::replicate::{Answered, NotReplicated, Wanted};
 /// How long a leader may keep a fetch waiting while there is nothing new.
 const MAX_WAIT_MS: i32 = 250;
 
+/// The same while something is being flushed here, which the leader is to hear of soon.
+const MAX_WAIT_FLUSHING_MS: i32 = 2;
+
 /// Bytes of one answer, and of one partition in it.
 const ANSWER_BYTES: i32 = 8 << 20;
 const PARTITION_BYTES: i32 = 2 << 20;
@@ -44,8 +48,9 @@ const PARTITION_BYTES: i32 = 2 << 20;
 /// Before a partition or a leader that failed is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long what was appended may take to be flushed before the others are asked for without it.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+/// How long what was appended may take to be flushed before the others are asked for without it: a
+/// few flushes of a good disk. One file's flush may take a hundred times as long as another's.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(3);
 
 /// The version of Fetch that brokers speak to each other: topics by id, and who asks with its epoch.
 const FETCH_VERSION: i16 = 17;
@@ -106,6 +111,7 @@ impl Fetchers {
                 connection: None,
                 paused: HashMap::new(),
                 caught_up: HashSet::new(),
+                flushing: Vec::new(),
             };
             let mut task = JoinSet::new();
             task.spawn(work.run());
@@ -142,6 +148,8 @@ struct Work {
     paused: HashMap<PartitionKey, Instant>,
     /// Had everything that was committed at the last answer: about to be in sync, if they are not.
     caught_up: HashSet<PartitionKey>,
+    /// Not asked for before what they have got is flushed.
+    flushing: Vec<Arc<Partition>>,
 }
 
 /// A partition that is asked for.
@@ -163,8 +171,9 @@ impl Work {
             }
             match self.fetch(&asked).await {
                 Ok(response) => {
-                    let waits = self.take(asked, response).await;
-                    self.wait_until_flushed(waits).await;
+                    let appended = self.take(asked, response).await;
+                    self.flushing.extend(appended);
+                    self.wait_until_flushed().await;
                 }
                 Err(error) => {
                     tracing::debug!(leader = %self.leader, error, "fetch failed");
@@ -241,6 +250,8 @@ impl Work {
                 .with_topic_id(KafkaUuid::from_uuid(topic.get()))
                 .with_partitions(partitions)
         });
+        let is_flushing = self.flushing.iter().any(|partition| partition.is_flushing());
+        let max_wait_ms = if is_flushing { MAX_WAIT_FLUSHING_MS } else { MAX_WAIT_MS };
         let epoch = self.common.standing.borrow().epoch.unwrap_or(BrokerEpoch::NONE).get();
         FetchRequestData::default()
             .with_replica_state(
@@ -248,7 +259,7 @@ impl Work {
                     .with_replica_id(self.common.me.get())
                     .with_replica_epoch(epoch),
             )
-            .with_max_wait_ms(MAX_WAIT_MS)
+            .with_max_wait_ms(max_wait_ms)
             .with_min_bytes(1)
             .with_max_bytes(ANSWER_BYTES)
             .with_topics(topics.collect())
@@ -373,10 +384,16 @@ impl Work {
         done.flatten().map_err(|error| error.full_text())
     }
 
-    async fn wait_until_flushed(&self, partitions: Vec<Arc<Partition>>) {
+    /// Waits until everything that was appended is flushed, so that one fetch tells of all of it; not
+    /// for long.
+    async fn wait_until_flushed(&mut self) {
         let deadline = Instant::now() + FLUSH_PATIENCE;
-        // One that follows nobody any more, or has stopped, is not waited for.
-        while partitions.iter().any(|partition| partition.is_flushing()) {
+        loop {
+            // One that follows nobody any more, or has stopped, is not waited for.
+            self.flushing.retain(|partition| partition.is_flushing());
+            if self.flushing.is_empty() {
+                return;
+            }
             let flushed = self.followed.changed.notified();
             if tokio::time::timeout_at(deadline, flushed).await.is_err() {
                 return;

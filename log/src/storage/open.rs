@@ -221,6 +221,7 @@ impl Opening<'_> {
             end: last.end,
             readable_max_timestamp: -1,
             epochs: description.epochs,
+            leads_since: None,
             producers_written: producers.clone(),
             producers,
             pending: std::collections::VecDeque::new(),

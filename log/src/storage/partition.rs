@@ -217,6 +217,8 @@ pub(super) struct Online {
     /// The greatest record timestamp below the high watermark, ms; -1 with none.
     pub(super) readable_max_timestamp: i64,
     pub(super) epochs: EpochHistory,
+    /// When this replica last began to lead.
+    pub(super) leads_since: Option<Instant>,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.

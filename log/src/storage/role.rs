@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tailwater_kafka::{BrokerId, LeaderEpoch};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::partitions::PartitionKey;
@@ -159,6 +160,9 @@ impl State {
             Event::EpochBegun { leader_epoch } => Some(*leader_epoch),
             _ => None,
         };
+        if begun.is_some() {
+            online.leads_since = Some(Instant::now());
+        }
         let errands = &partition.shared.errands;
         let commands = self.replica.handle(partition.shared.now(), event, online.view());
         let mut wake = false;
