@@ -125,7 +125,7 @@ impl Node for Log {
             Request::ListPartitionReassignments(request) => {
                 self.list_partition_reassignments(&request).into()
             }
-            Request::DescribeQuorum(request) => self.describe_quorum(request).await.into(),
+            Request::DescribeQuorum(request) => self.describe_quorum(request, version).await.into(),
             Request::UnregisterBroker(request) => self.unregister_broker(request).await.into(),
             Request::RemoveRaftVoter(request) => self.remove_raft_voter(request).await.into(),
             #[expect(

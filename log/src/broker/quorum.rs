@@ -23,10 +23,15 @@ const METADATA_TOPIC: &str = "__cluster_metadata";
 /// How Kafka calls the listener for controllers.
 const LISTENER: KafkaString = KafkaString::from_static("CONTROLLER");
 
+/// From these versions of DescribeQuorum on there is more to say.
+const WITH_TIMES: i16 = 1;
+const WITH_NODES: i16 = 2;
+
 impl Log {
     pub(super) async fn describe_quorum(
         &self,
         request: DescribeQuorumRequestData,
+        version: i16,
     ) -> DescribeQuorumResponseData {
         let response = DescribeQuorumResponseData::default();
         let described = match self.link.ask_quorum(QuorumMessage::Describe).await {
@@ -37,14 +42,15 @@ impl Log {
         let described = match described {
             Ok(described) => described,
             Err(refused) => {
-                return response.with_error_code(refused.code()).with_error_message(refused.text());
+                let text = refused.text().filter(|_| version >= WITH_NODES);
+                return response.with_error_code(refused.code()).with_error_message(text);
             }
         };
         let topics = request.topics.into_iter().map(|topic| {
             let partitions = topic.partitions.iter().map(|partition| {
                 let number = partition.partition_index;
                 if topic.topic_name.as_str() == METADATA_TOPIC && number == 0 {
-                    self.metadata_partition(&described)
+                    self.metadata_partition(&described, version)
                 } else {
                     PartitionData::default()
                         .with_partition_index(number)
@@ -57,10 +63,11 @@ impl Log {
                 .with_topic_name(topic.topic_name.clone())
                 .with_partitions(partitions)
         });
-        response.with_topics(topics.collect()).with_nodes(nodes(&described))
+        let nodes = if version >= WITH_NODES { nodes(&described) } else { Vec::new() };
+        response.with_topics(topics.collect()).with_nodes(nodes)
     }
 
-    fn metadata_partition(&self, described: &QuorumDescription) -> PartitionData {
+    fn metadata_partition(&self, described: &QuorumDescription, version: i16) -> PartitionData {
         let now = self.shared.config.clock.now_ms();
         let states = |votes: bool| {
             let members = described.members.iter().filter(|member| member.votes == votes);
@@ -68,12 +75,19 @@ impl Log {
                 let heard = member.silent_ms.and_then(|ms| i64::try_from(ms).ok());
                 let heard_at = heard.map_or(-1, |ms| now.saturating_sub(ms));
                 let has_all = member.last.is_some_and(|last| last >= described.committed);
-                ReplicaState::default()
+                let state = ReplicaState::default()
                     .with_replica_id(member.node.get())
-                    .with_replica_directory_id(KafkaUuid::from_uuid(member.directory))
-                    .with_log_end_offset(member.last.map_or(-1, end))
+                    .with_log_end_offset(member.last.map_or(-1, end));
+                if version < WITH_TIMES {
+                    return state;
+                }
+                let state = state
                     .with_last_fetch_timestamp(heard_at)
-                    .with_last_caught_up_timestamp(if has_all { heard_at } else { -1 })
+                    .with_last_caught_up_timestamp(if has_all { heard_at } else { -1 });
+                if version < WITH_NODES {
+                    return state;
+                }
+                state.with_replica_directory_id(KafkaUuid::from_uuid(member.directory))
             });
             states.collect::<Vec<_>>()
         };

@@ -65,10 +65,13 @@ impl Partition {
         let mut state = self.lock_state();
         state.online()?;
         state.replica.may_append(acks == Acks::All)?;
+        let alone = state.replica.followers().next().is_none();
         let online = state.online()?;
         let producer = ProducerBatch::of(batch.header());
         let verdict = match &producer {
-            Some(producer) if online.leads_newly(producer) => return Err(NotNow::NotLeader.into()),
+            Some(producer) if !alone && online.leads_newly(producer) => {
+                return Err(NotNow::NotLeader.into());
+            }
             Some(producer) => online.producers.check(producer)?,
             None => Verdict::Append,
         };
