@@ -12,7 +12,6 @@ mod changes;
 mod config;
 mod error;
 mod hold;
-mod lane;
 mod reader;
 mod rest;
 mod routing;

@@ -102,6 +102,109 @@ pub(crate) enum Command {
         #[arg(long)]
         pipeline: String,
     },
+    /// The nodes of the log: how they stand, and what is where.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+}
+
+/// What to do with the nodes of the log.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterCommand {
+    /// Nodes, controllers, and partitions that lack something.
+    ///
+    /// Exit 0: all is well. 1: something is not. 2: nobody could be asked.
+    Status {
+        #[command(flatten)]
+        log: LogAddress,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give partitions other replicas. Copies first, then lets go.
+    ///
+    /// Exit 0: done, or begun without --wait. 1: refused in part, or not done in time. 2: could not.
+    Reassign(Reassign),
+    /// Move everything off a node, take away its vote, and forget it once it is stopped.
+    ///
+    /// May be interrupted and run again: it goes on where it is. Exit 0: the node is no longer part
+    /// of the cluster. 1: not in time. 2: it cannot be, and why.
+    Decommission {
+        #[command(flatten)]
+        log: LogAddress,
+        /// Which node, by its id.
+        node: i32,
+        /// How long to wait for copies, and for the node to be stopped.
+        #[arg(long, default_value = "24h", value_parser = span)]
+        timeout: Duration,
+    },
+    /// Give partitions back to their preferred leaders.
+    ///
+    /// Exit 0: they lead. 1: some could not. 2: could not ask.
+    Elect {
+        #[command(flatten)]
+        log: LogAddress,
+        /// Topics, or partitions as TOPIC-NUMBER; all where none is named.
+        what: Vec<String>,
+        /// Where no complete replica is left, let an incomplete one lead: what it lacks is lost. Only
+        /// with partitions that are named, and --accept-lost-records.
+        #[arg(long, requires = "what")]
+        unclean: bool,
+        /// Records that were acknowledged may be lost.
+        #[arg(long, requires = "unclean")]
+        accept_lost_records: bool,
+    },
+}
+
+/// Other replicas for partitions.
+#[derive(Debug, Args)]
+pub(crate) struct Reassign {
+    #[command(flatten)]
+    pub(crate) log: LogAddress,
+    /// Topics, or partitions as TOPIC-NUMBER.
+    pub(crate) what: Vec<String>,
+    /// Every topic, the log's own and Tailwater's among them.
+    #[arg(long, conflicts_with = "what")]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) goal: Goal,
+    /// Only print what would move.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Wait until everything is copied.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// How long to wait.
+    #[arg(long, default_value = "24h", value_parser = span)]
+    pub(crate) timeout: Duration,
+}
+
+/// Which replicas.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false, id = "goal")]
+pub(crate) struct Goal {
+    /// To these nodes, the preferred leader first: 1,2,3.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) to: Option<Vec<i32>>,
+    /// So many replicas for each partition of these topics.
+    #[arg(long)]
+    pub(crate) replication_factor: Option<usize>,
+    /// Replicas and leaders evenly over the nodes and racks; of all topics where none is named.
+    #[arg(long)]
+    pub(crate) balance: bool,
+    /// Take back moves that are not complete.
+    #[arg(long)]
+    pub(crate) cancel: bool,
+}
+
+/// How to find the log.
+#[derive(Debug, Args)]
+pub(crate) struct LogAddress {
+    /// Any of its nodes, `host:port` of the Kafka protocol, separated by commas.
+    #[arg(long, value_delimiter = ',', conflicts_with = "config")]
+    pub(crate) brokers: Option<Vec<String>>,
+    /// The configuration file of a process that carries or uses it.
+    #[arg(long)]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// The configuration file.

@@ -5,12 +5,14 @@
 //! ```
 //!
 //! `run` wires the roles that the configuration names and ends them in order; every other command
-//! asks a running process, but for `check`, which tries what `run` would need.
+//! asks a running process, but for `check`, which tries what `run` would need, and `cluster`, which
+//! asks the nodes of the log.
 
 mod admin;
 mod app;
 mod check;
 mod cli;
+mod cluster;
 mod config;
 mod connectors;
 mod limits;
@@ -78,6 +80,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Resync { process, source } => {
             Remote::find(&process)?.act(&format!("sources/{source}/resync"))
         }
+        Command::Cluster(command) => cluster::run(command),
         Command::Detach { process, pipeline } => {
             Remote::find(&process)?.act(&format!("pipelines/{pipeline}/detach"))
         }

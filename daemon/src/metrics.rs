@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use tailwater_apply::LATENCY_BOUNDS_SECONDS;
+use tailwater_log::Log;
 
 use crate::admin::lag_seconds;
 use crate::app::App;
@@ -27,6 +28,42 @@ pub(crate) fn encode(app: &Arc<App>) -> Result<String, fmt::Error> {
     let mut page = String::new();
     text::encode(&mut page, &registry)?;
     Ok(page)
+}
+
+/// The page of a process that is a controller and nothing else.
+///
+/// # Errors
+/// A metric does not encode.
+pub(crate) fn encode_controller(log: &Arc<Log>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Controller(Arc::clone(log))));
+    let mut page = String::new();
+    text::encode(&mut page, &registry)?;
+    Ok(page)
+}
+
+#[derive(Debug)]
+struct Controller(Arc<Log>);
+
+impl Collector for Controller {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        controller(&mut Page { encoder }, &self.0)
+    }
+}
+
+/// What every node that knows of the cluster says about it.
+fn controller(page: &mut Page<'_>, log: &Log) -> fmt::Result {
+    let node = || [("node", log.node_id().to_string())];
+    page.gauges(
+        "tailwater_leaderless_partitions",
+        "Partitions of the cluster that nobody leads: no replica that has everything is there",
+        std::iter::once((node(), float(log.leaderless_partitions() as u64))),
+    )?;
+    page.gauges(
+        "tailwater_controller_active",
+        "1 on the node whose controller decides for the cluster",
+        std::iter::once((node(), if log.is_active_controller() { 1.0 } else { 0.0 })),
+    )
 }
 
 #[derive(Debug)]
@@ -199,6 +236,21 @@ impl Roles {
             std::iter::once((node(), count(|one| one.missing_replicas > 0))),
         )?;
         page.gauges(
+            "tailwater_offline_replicas",
+            "Copies of partitions that this node has and cannot use",
+            std::iter::once((node(), count(|one| one.offline.is_some()))),
+        )?;
+        page.counters(
+            "tailwater_follower_read_bytes",
+            "Bytes that clients of this node's rack read here of partitions that another node leads",
+            std::iter::once((node(), log.follower_read_bytes())),
+        )?;
+        page.counters(
+            "tailwater_catch_up_bytes",
+            "Bytes copied for replicas here that were not in sync, since the process started",
+            std::iter::once((node(), log.catch_up_bytes())),
+        )?;
+        page.gauges(
             "tailwater_leader_partitions",
             "Partitions that this node leads",
             std::iter::once((node(), count(|one| one.leads.is_some()))),
@@ -208,11 +260,7 @@ impl Roles {
             "1 while the controller relies on this node, 0 while it is fenced",
             std::iter::once((node(), if log.is_in_service() { 1.0 } else { 0.0 })),
         )?;
-        page.gauges(
-            "tailwater_controller_active",
-            "1 on the node whose controller decides for the cluster",
-            std::iter::once((node(), if log.is_active_controller() { 1.0 } else { 0.0 })),
-        )
+        controller(page, log)
     }
 }
 

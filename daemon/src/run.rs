@@ -23,7 +23,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::{App, PipelineRole, SourceRole};
 use crate::config::{
-    Config, Consistency, Flush, LogSection, OnConflict, OnExisting, PipelineSection, SnapshotChoice,
+    ByteSize, Config, Consistency, Flush, LogSection, OnConflict, OnExisting, PipelineSection,
+    SnapshotChoice,
 };
 use crate::{admin, connectors, limits, schema_api};
 
@@ -62,6 +63,9 @@ pub(crate) fn run(path: &Path) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {
+    if config.log.as_ref().is_some_and(|log| !log.broker) {
+        return serve_controller(config).await;
+    }
     let admin = listen(config.admin.listen, "admin").await?;
     let schemas = match config.schema_registry.listen {
         Some(at) => Some(listen(at, "schema_registry").await?),
@@ -100,7 +104,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(admin = %config.admin.listen, "running");
 
-    let unasked = until_end(&mut roles, &mut admin_task).await?;
+    let unasked = until_end(&mut roles, &mut admin_task, log.node.as_deref()).await?;
     tracing::info!("stopping");
     capture.cancel();
     finish("capture", roles.captures).await;
@@ -112,7 +116,29 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     log.stop().await?;
     tracing::info!("stopped");
     match unasked {
-        Some(role) => bail!("{role} ended unasked"),
+        Some(what) => bail!("{what}"),
+        None => Ok(()),
+    }
+}
+
+/// A process that is a controller of the log's cluster and nothing else.
+async fn serve_controller(config: Config) -> anyhow::Result<()> {
+    let admin = listen(config.admin.listen, "admin").await?;
+    let log = start_log(&config).await?;
+    let Some(node) = log.node.clone() else { bail!("[log] has no data_dir") };
+    let admin_stop = CancellationToken::new();
+    let mut admin_task = JoinSet::new();
+    admin_task.spawn(admin::run_controller(admin, node, admin_stop.clone()));
+    tracing::info!(admin = %config.admin.listen, "running as a controller");
+    let mut roles = Roles { captures: JoinSet::new(), pipelines: JoinSet::new() };
+    let unasked = until_end(&mut roles, &mut admin_task, log.node.as_deref()).await?;
+    tracing::info!("stopping");
+    admin_stop.cancel();
+    admin_task.abort_all();
+    log.stop().await?;
+    tracing::info!("stopped");
+    match unasked {
+        Some(what) => bail!("{what}"),
         None => Ok(()),
     }
 }
@@ -122,20 +148,37 @@ struct Roles {
     pipelines: JoinSet<()>,
 }
 
-/// Waits for a signal, or for a role to die; which.
+/// Waits for a signal, or for a role to die; which, and why.
 async fn until_end(
     roles: &mut Roles,
     admin: &mut JoinSet<std::io::Result<()>>,
-) -> anyhow::Result<Option<&'static str>> {
+    log: Option<&Log>,
+) -> anyhow::Result<Option<String>> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     Ok(tokio::select! {
         _signal = terminate.recv() => None,
         _signal = interrupt.recv() => None,
-        Some(_ended) = roles.captures.join_next() => Some("a capture"),
-        Some(_ended) = roles.pipelines.join_next() => Some("a pipeline"),
-        Some(_ended) = admin.join_next() => Some("the admin or schema registry listener"),
+        Some(_ended) = roles.captures.join_next() => Some(unasked("a capture")),
+        Some(_ended) = roles.pipelines.join_next() => Some(unasked("a pipeline")),
+        Some(_ended) = admin.join_next() => Some(unasked("the admin or schema registry listener")),
+        reason = stopped(log) => Some(format!(
+            "the controller of this node has stopped: {reason}; start the process again, and if that \
+             does not help, see to the disk of [log] data_dir"
+        )),
     })
+}
+
+fn unasked(role: &str) -> String {
+    format!("{role} ended unasked")
+}
+
+/// Why the log's controller does nothing any more, once that is so.
+async fn stopped(log: Option<&Log>) -> String {
+    match log {
+        Some(log) => log.stopped().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn finish(what: &str, mut tasks: JoinSet<()>) {
@@ -188,9 +231,11 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
             .iter()
             .map(|controller| (BrokerId::new(controller.id), controller.address.clone()))
             .collect(),
+        broker: section.broker,
         rack: section.rack.clone(),
         replication_factor: section.replication_factor,
         min_insync_replicas: section.min_insync_replicas,
+        replication_throttle: section.replication_throttle.map(ByteSize::bytes),
         advertised_host,
         advertised_port,
         flush: match section.flush {
@@ -218,7 +263,7 @@ async fn start_log(config: &Config) -> anyhow::Result<LocalLog> {
     }
     if !section.controllers.is_empty() {
         tracing::info!("waiting for the cluster");
-        log.serving().await;
+        log.until_serving().await.context("join the cluster")?;
     }
     local.node = Some(log);
     Ok(local)
@@ -256,7 +301,8 @@ pub(crate) async fn connect(
         Some(node) => Transport::in_process(node),
         None => Transport::tcp(section.brokers.clone()),
     };
-    Client::connect(ClientConfig::default(), transport).await.context("reach the log")
+    let config = ClientConfig { rack: section.rack.clone(), ..ClientConfig::default() };
+    Client::connect(config, transport).await.context("reach the log")
 }
 
 fn start_sources(

@@ -5,6 +5,11 @@
 //! ahead. The task follows the leader through elections and lost connections; what does not pass
 //! within [`ReaderConfig::retry_timeout`] goes to the consumer, who makes a new reader at
 //! [`PartitionReader::position`].
+//!
+//! A client that says where it is ([`ClientConfig::rack`](crate::ClientConfig)) may be sent to a
+//! follower that is nearer (KIP-392). It reads there for a while, then asks the leader again, for a
+//! follower that is cut off does not know what it misses; and whatever the follower does not give, it
+//! asks the leader for.
 
 use std::{
     sync::{
@@ -15,13 +20,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
 use crate::{
     batch::{BatchError, RecordBatch},
     client::{Backoff, Cluster, Connections, Pinned},
     error::Error,
-    ids::{Offset, PartitionId, TopicPartition},
+    ids::{BrokerId, Offset, PartitionId, TopicPartition},
     transport::Connection,
     wire::{
         ApiKey, ErrorCode, KafkaString,
@@ -89,8 +94,11 @@ impl PartitionReader {
         let (send, fetched) = mpsc::channel(1);
         let fetcher = Fetcher {
             of: TopicPartition::new(config.topic.clone(), config.partition),
+            rack: cluster.rack.clone(),
             connections: Connections::new(cluster),
             leader: None,
+            follower: None,
+            stays_until: None,
             topic: Pinned::default(),
             position,
             high_watermark: Arc::clone(&high_watermark),
@@ -135,11 +143,30 @@ impl PartitionReader {
     }
 }
 
+/// What a broker answered.
+#[derive(Debug)]
+enum Answer {
+    Fetched(Option<Fetched>),
+    /// This replica is to be asked.
+    Elsewhere(BrokerId),
+}
+
+/// How long a follower is read from before the leader is asked again.
+const STAY_WITH_FOLLOWER: Duration = Duration::from_secs(10);
+
+/// How long the leader is read from after a follower did not give what there is.
+const AVOID_FOLLOWERS: Duration = Duration::from_secs(2);
+
 struct Fetcher {
     of: TopicPartition,
     config: ReaderConfig,
     connections: Connections,
+    rack: KafkaString,
     leader: Option<Connection>,
+    /// Read from in the leader's place.
+    follower: Option<Connection>,
+    /// How long it stays with the follower; or, without one, with the leader whatever that says.
+    stays_until: Option<Instant>,
     topic: Pinned,
     position: Offset,
     high_watermark: Arc<AtomicI64>,
@@ -150,7 +177,10 @@ impl Fetcher {
         let mut backoff = None;
         // The permit comes before the fetch: what it brings has its place.
         while let Ok(permit) = fetched.reserve().await {
-            let result = self.fetch().await;
+            let result = match self.follower.take_if(|_| self.stays_until > Some(Instant::now())) {
+                Some(follower) => Ok(self.fetch_from_follower(follower).await),
+                None => self.fetch().await,
+            };
             if result.is_err() {
                 self.leader = None;
             }
@@ -173,8 +203,29 @@ impl Fetcher {
         }
     }
 
-    /// One fetch; `None` if there was nothing new.
+    /// One fetch from a follower; `None` if there was nothing new. After anything else the leader is
+    /// asked, and for a while no follower.
+    async fn fetch_from_follower(&mut self, follower: Connection) -> Option<Fetched> {
+        match self.fetch_from(&follower, KafkaString::default()).await {
+            Ok(Answer::Fetched(fetched)) => {
+                self.follower = Some(follower);
+                fetched
+            }
+            Ok(Answer::Elsewhere(_)) => {
+                self.stays_until = None;
+                None
+            }
+            Err(error) => {
+                tracing::debug!(partition = %self.of, %error, "back to the leader");
+                self.stays_until = Some(Instant::now() + AVOID_FOLLOWERS);
+                None
+            }
+        }
+    }
+
+    /// One fetch from the leader; `None` if there was nothing new, or another replica is to be asked.
     async fn fetch(&mut self) -> Result<Option<Fetched>, Error> {
+        self.follower = None;
         let leader = match self.leader.take().filter(|leader| !leader.is_closed()) {
             Some(leader) => leader,
             None => {
@@ -182,8 +233,28 @@ impl Fetcher {
                 self.topic.check(&self.of, route)?.connection
             }
         };
-        let leader = self.leader.insert(leader);
-        let response: FetchResponseData = leader.call(self.config.request(self.position)).await?;
+        self.leader = Some(leader.clone());
+        let follows_hints = self.stays_until.is_none_or(|until| until <= Instant::now());
+        let rack = if follows_hints { self.rack.clone() } else { KafkaString::default() };
+        match self.fetch_from(&leader, rack).await? {
+            Answer::Fetched(fetched) => Ok(fetched),
+            Answer::Elsewhere(replica) => {
+                let (stay, follower) = match self.connections.named(replica).await {
+                    Ok(follower) => (STAY_WITH_FOLLOWER, Some(follower)),
+                    Err(error) => {
+                        tracing::debug!(partition = %self.of, %replica, %error, "not reached");
+                        (AVOID_FOLLOWERS, None)
+                    }
+                };
+                (self.follower, self.stays_until) = (follower, Some(Instant::now() + stay));
+                Ok(None)
+            }
+        }
+    }
+
+    async fn fetch_from(&self, broker: &Connection, rack: KafkaString) -> Result<Answer, Error> {
+        let request = self.config.request(self.position).with_rack_id(rack);
+        let response: FetchResponseData = broker.call(request).await?;
         let operation = || format!("fetch from {}", self.of);
         if response.error_code != 0 {
             return Err(Error::broker(operation(), response.error_code));
@@ -193,9 +264,12 @@ impl Fetcher {
             .into_iter()
             .flat_map(|topic| topic.partitions)
             .find(|partition| partition.partition_index == self.of.partition.get())
-            .ok_or_else(|| leader.unexpected(ApiKey::Fetch, "without the partition"))?;
+            .ok_or_else(|| broker.unexpected(ApiKey::Fetch, "without the partition"))?;
         match ErrorCode::from(partition.error_code) {
-            ErrorCode::None => self.take(partition),
+            ErrorCode::None if partition.preferred_read_replica >= 0 => {
+                Ok(Answer::Elsewhere(BrokerId::new(partition.preferred_read_replica)))
+            }
+            ErrorCode::None => self.take(partition).map(Answer::Fetched),
             ErrorCode::OffsetOutOfRange => Err(Error::OffsetOutOfRange {
                 partition: self.of.clone(),
                 offset: self.position,

@@ -42,6 +42,9 @@ pub struct Config {
     /// The cluster's controllers and where their controller listeners are reached, `host:port`. A
     /// node that is named here carries one. By default the node is alone.
     pub controllers: BTreeMap<BrokerId, String>,
+    /// Whether the node has copies of partitions and serves clients. One that does not is a controller
+    /// and nothing else.
+    pub broker: bool,
     /// Where the node stands: replicas of a partition are spread over racks.
     pub rack: Option<String>,
     /// Replicas of a topic that does not say how many.
@@ -57,6 +60,9 @@ pub struct Config {
     /// A follower that has not been at its leader's end for so long leaves the ISR: Kafka's
     /// `replica.lag.time.max.ms`.
     pub replica_lag_max: Duration,
+    /// How many bytes a second all replicas of this node that are not in sync may copy together;
+    /// `None` for as fast as it goes. Replicas in sync are never held back.
+    pub replication_throttle: Option<u64>,
     /// How this node reaches other brokers.
     pub peers: Transport,
     /// How this node reaches other controllers.
@@ -111,6 +117,7 @@ impl Config {
             advertised_host: "127.0.0.1".to_owned(),
             advertised_port: 9092,
             controllers: BTreeMap::new(),
+            broker: true,
             rack: None,
             replication_factor: 1,
             min_insync_replicas: 1,
@@ -119,6 +126,7 @@ impl Config {
             session_timeout: Duration::from_secs(2),
             election_timeout: QuorumTimeouts::default().election_least,
             replica_lag_max: crate::replica::Settings::default().lag_max,
+            replication_throttle: None,
             peers: Transport::tcp(Vec::new()),
             controller_network: ControllerNetwork::default(),
             segment_bytes: 64 << 20,
@@ -192,6 +200,14 @@ impl Config {
         require(
             self.election_timeout >= Duration::from_millis(100),
             "election_timeout must be at least 100 ms",
+        );
+        require(
+            self.replication_throttle.is_none_or(|rate| rate > 0),
+            "replication_throttle must be greater than 0: leave it out for no limit",
+        );
+        require(
+            self.broker || self.controllers.contains_key(&self.node_id),
+            "a node without a broker must be one of the controllers",
         );
         require(!self.advertised_host.is_empty(), "advertised_host must not be empty");
         require(self.flush_threads > 0, "flush_threads must be at least 1");

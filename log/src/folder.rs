@@ -17,7 +17,7 @@ use crate::Error;
 use crate::config::Config;
 use crate::metadata::BrokerEpoch;
 use crate::partitions::Partitions;
-use crate::storage::checkpoint::{decode_json, encode_json};
+use crate::storage::checkpoint::{decode_json, encode_json, json_version};
 use crate::storage::disk;
 use crate::storage::flusher::Flusher;
 use crate::storage::folder_lock::FolderLock;
@@ -25,6 +25,8 @@ use crate::storage::partition::Shared;
 use crate::storage::reserve::Reserve;
 
 const NODE_VERSION: u32 = 2;
+/// A folder that no other node knows anything of.
+const BEFORE_METADATA: u32 = 1;
 const STOPPED_VERSION: u32 = 1;
 
 /// What `node.json` says.
@@ -35,12 +37,6 @@ struct StoredNode {
     node_id: i32,
     /// Chosen when the folder was made: another folder has none of the records that this one has.
     directory: Uuid,
-}
-
-/// What every version of `node.json` has.
-#[derive(Deserialize)]
-struct Version {
-    version: u32,
 }
 
 /// What `stopped.json` says: it is there between a clean stop and the next start.
@@ -86,8 +82,7 @@ pub(crate) fn open(config: Config) -> Result<Folder, Error> {
 fn read_node(data_dir: &Path, node_id: BrokerId) -> Result<Option<Uuid>, Error> {
     let path = data_dir.join("node.json");
     let Some(contents) = disk::read_if_exists(&path)? else { return Ok(None) };
-    let older: Version = decode_json(&path, &contents, NODE_VERSION)?;
-    if older.version < NODE_VERSION {
+    if json_version(&path, &contents)? == BEFORE_METADATA {
         return Err(Error::Config {
             problems: vec![format!(
                 "{} is from before there was metadata, which no release had: begin with an empty \

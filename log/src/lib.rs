@@ -37,7 +37,7 @@
 //!     <offset>.index            offset and time index of a sealed segment, and its seal
 //!     <offset>.producers        producer state below that offset
 //!   staging/                    partitions being made or removed; swept out at start
-//!   stray/                      copies that the cluster's metadata knows nothing of
+//!   stray/                      copies that metadata knows nothing of, and damaged ones
 //! ```
 //!
 //! Every format with a table of its fields stands in the module that writes it:
@@ -61,6 +61,7 @@ mod error;
 mod folder;
 mod log;
 mod metadata;
+mod moves;
 mod node;
 mod partitions;
 mod producers;
@@ -77,6 +78,7 @@ pub use clock::{Clock, ManualClock, SystemClock};
 pub use config::{Config, FlushPolicy};
 pub use error::{Disposition, Error};
 pub use log::Log;
+pub use moves::{Layout, Move, TooFewNodes};
 pub use node::wire::{ControllerNetwork, ControllerWire};
 pub use status::{FollowerStatus, PartitionStatus};
 pub use storage::{Disk, DiskFile, FileSystem};

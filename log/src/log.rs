@@ -8,6 +8,7 @@
 //! files like a process that died.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,14 +26,15 @@ use crate::coordinator::Coordinators;
 use crate::folder::{self, Folder};
 use crate::metadata::{Image, MetadataIndex};
 use crate::node::assign::Assigner;
-use crate::node::controller::ControllerNode;
+use crate::node::controller::{self, ControllerNode};
 use crate::node::errands::{self, ErrandRunner};
 use crate::node::fetcher::{Common, Fetchers};
 use crate::node::link::ControllerLink;
 use crate::node::membership::{Membership, NOT_REGISTERED, Standing};
+use crate::node::throttle::CatchUp;
 use crate::partitions::Partitions;
 use crate::producers::ProducerIds;
-use crate::quorum::{Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER};
+use crate::quorum::{Quorum, QuorumConfig, QuorumNetwork, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES};
 use crate::storage::flusher::Flusher;
 use crate::storage::partition::{Shared, lock};
 use crate::upkeep;
@@ -58,6 +60,9 @@ pub struct Log {
     pub(crate) intake: tokio::sync::Mutex<()>,
     /// Room for bytes that wait to be written.
     pub(crate) room: Arc<Semaphore>,
+    pub(crate) catch_up: Arc<CatchUp>,
+    /// What clients have read here of partitions that this node follows.
+    pub(crate) follower_read_bytes: AtomicU64,
     leaving: CancellationToken,
     tasks: Mutex<JoinSet<()>>,
     stop_tasks: CancellationToken,
@@ -80,30 +85,40 @@ impl Log {
         let network = opened.shared.config.controller_network.network();
         let controller = open_controller(&opened.shared, &network).await?;
         let log = Arc::new(Self::start(opened, controller, network));
-        log.spawn(upkeep::look_after_retention(Arc::downgrade(&log)));
-        if log.shared.config.all_controllers().len() == 1
-            && let Some(controller) = &log.controller
-        {
-            log.serving_alone(controller.quorum()).await?;
+        if log.is_broker() {
+            log.spawn(upkeep::look_after_retention(Arc::downgrade(&log)));
+        }
+        if log.shared.config.all_controllers().len() == 1 && log.controller.is_some() {
+            log.until_serving().await?;
         }
         Ok(log)
     }
 
-    /// Waits until this node serves, or never will: its own quorum is the only one.
-    async fn serving_alone(&self, quorum: &Quorum) -> Result<(), Error> {
-        let mut status = quorum.watch();
-        let stopped = async {
-            let ended = status.wait_for(|status| status.stopped.is_some()).await;
-            ended.map_or_else(
-                |closed| closed.to_string(),
-                |status| status.stopped.clone().unwrap_or_default(),
-            )
-        };
+    /// Waits until this node serves, or cannot any more: then it is to be closed and started again.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if the controller of this node has stopped.
+    pub async fn until_serving(&self) -> Result<(), Error> {
         tokio::select! {
             biased;
             () = self.serving() => Ok(()),
-            reason = stopped => Err(Error::Unavailable { operation: "begin to serve", reason }),
+            reason = self.stopped() => {
+                Err(Error::Unavailable { operation: "begin to serve", reason })
+            }
         }
+    }
+
+    /// Waits until the controller of this node has stopped, and says why: what the metadata quorum
+    /// writes could not be flushed, say. It takes part no more until the node is closed and opened
+    /// again, so whoever runs it should do that. Waits for ever if the node carries none.
+    pub async fn stopped(&self) -> String {
+        let Some(controller) = &self.controller else { return std::future::pending().await };
+        let mut status = controller.quorum().watch();
+        let ended = status.wait_for(|status| status.stopped.is_some()).await;
+        ended.map_or_else(
+            |closed| closed.to_string(),
+            |status| status.stopped.clone().unwrap_or_default(),
+        )
     }
 
     /// Serves Kafka's protocol on `listener` until `shutdown`.
@@ -130,7 +145,7 @@ impl Log {
     /// do, ten seconds at most. To be called before [`Log::serve`] is stopped: clients are told
     /// where to go.
     pub async fn leave(&self) {
-        if self.image.borrow().brokers().len() < 2 {
+        if !self.is_broker() || self.image.borrow().brokers().len() < 2 {
             return;
         }
         self.leaving.cancel();
@@ -169,6 +184,11 @@ impl Log {
         self.shared.config.node_id
     }
 
+    /// Whether it has copies of partitions and serves clients; else it is a controller only.
+    pub fn is_broker(&self) -> bool {
+        self.shared.config.broker
+    }
+
     /// Takes a controller out of the metadata quorum, for good: its node is gone, or is to be a
     /// broker only. To be asked of the node whose controller is active.
     ///
@@ -194,8 +214,15 @@ impl Log {
         self.standing.borrow().in_service
     }
 
-    /// Waits until this node serves: it is relied on, and leads what it is to lead.
+    /// Waits until this node serves: it is relied on, and leads what it is to lead. Or, without a
+    /// broker, until its controller is part of a cluster that has begun.
     pub async fn serving(&self) {
+        if !self.is_broker() {
+            let mut image = self.image.subscribe();
+            // What shows it is this node's own task.
+            drop(image.wait_for(|image| image.cluster().is_some()).await);
+            return;
+        }
         let mut standing = self.standing.clone();
         // The membership is this node's own task.
         drop(standing.wait_for(|standing| standing.in_service).await);
@@ -243,6 +270,7 @@ impl Log {
         let link = Arc::new(ControllerLink::new(own, &controllers, network, stop_tasks.clone()));
         let room = Arc::new(Semaphore::new(config.pending_bytes));
         let coordinators = Arc::new(Coordinators::default());
+        let catch_up = Arc::new(CatchUp::new(config.replication_throttle));
         let membership = Membership {
             registration: Registration {
                 id: me,
@@ -273,6 +301,7 @@ impl Log {
             room: Arc::clone(&room),
             image: image.subscribe(),
             standing: standing.subscribe(),
+            catch_up: Arc::clone(&catch_up),
         };
         let (proposals, proposed) = errands::proposals();
         let errands = ErrandRunner {
@@ -295,12 +324,20 @@ impl Log {
             flusher,
             intake: tokio::sync::Mutex::default(),
             room,
+            catch_up,
+            follower_read_bytes: AtomicU64::new(0),
             leaving,
             tasks: Mutex::default(),
             _stop_on_drop: stop_tasks.clone().drop_guard(),
             stop_tasks,
             shared,
         };
+        if !log.shared.config.broker {
+            if let Some(controller) = &log.controller {
+                log.spawn(controller::show(Arc::clone(controller), log.image.clone()));
+            }
+            return log;
+        }
         log.spawn(membership.run());
         log.spawn(errands.run());
         log.spawn(errands::propose(
@@ -366,6 +403,7 @@ async fn open_controller(
         disk: Arc::clone(&config.disk),
         timeouts: config.quorum(),
         snapshot_after: SNAPSHOT_AFTER,
+        snapshot_part_bytes: SNAPSHOT_PART_BYTES,
     };
     let quorum = Quorum::open(quorum, Arc::clone(network)).await?;
     let settings = ControllerSettings {

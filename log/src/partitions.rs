@@ -7,7 +7,7 @@
 //!
 //! A folder that metadata knows nothing of is moved to `stray/` and kept: it may be of a topic that
 //! was deleted while this node was away, or of a cluster whose metadata was lost. Only a person can
-//! tell.
+//! tell. So is a copy that is damaged, before it is copied anew: it may be wanted yet.
 
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +23,10 @@ use crate::storage::checkpoint::PartitionDescription;
 use crate::storage::disk;
 use crate::storage::partition::{Partition, PartitionName, Shared};
 use crate::topic_config::{Overrides, TopicConfig};
+
+/// Why a copy is set aside.
+const UNKNOWN: &str = "the cluster knows nothing of it";
+const DAMAGED: &str = "it is damaged, and copied anew from another replica";
 
 /// A partition by its topic's identity.
 pub(crate) type PartitionKey = (TopicId, PartitionId);
@@ -91,13 +95,13 @@ impl Partitions {
             topic.partitions.get(&partition).is_some_and(|state| state.replicas.contains(&node))
         });
         let Some((topic_id, topic)) = known else {
-            return self.set_aside(&folder, name, partition);
+            return self.set_aside(&folder, name, partition, UNKNOWN);
         };
         // A description that cannot be read takes the partition offline, and says why, below.
         let other = PartitionDescription::read(&folder)
             .is_ok_and(|description| description.topic_id != topic_id);
         if other {
-            return self.set_aside(&folder, name, partition);
+            return self.set_aside(&folder, name, partition, UNKNOWN);
         }
         let config = TopicConfig::resolve(&self.shared.config, &topic.configs)
             .map_err(|problem| Error::corrupt(&folder, 0, problem))?;
@@ -107,7 +111,31 @@ impl Partitions {
         Ok(())
     }
 
-    fn set_aside(&self, folder: &Path, topic: &str, partition: PartitionId) -> Result<(), Error> {
+    /// Sets a damaged copy aside, so that it can be made anew. Blocks.
+    ///
+    /// # Errors
+    /// The system's. Then it is where it was, and out of use all the same.
+    pub(crate) fn set_damaged_aside(&self, partition: &Partition) -> Result<(), Error> {
+        let name = &partition.name;
+        partition.abandon();
+        self.forget(name.key());
+        let folder = self.live.join(&name.topic).join(name.partition.to_string());
+        self.set_aside(&folder, &name.topic, name.partition, DAMAGED)
+    }
+
+    fn forget(&self, key: PartitionKey) {
+        if self.by_key.write().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
+            self.shared.partition_count.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn set_aside(
+        &self,
+        folder: &Path,
+        topic: &str,
+        partition: PartitionId,
+        reason: &str,
+    ) -> Result<(), Error> {
         fs::create_dir_all(&self.stray).map_err(Error::io("create", &self.stray))?;
         let place = (0..)
             .map(|number| self.stray.join(format!("{topic}-{partition}.{number}")))
@@ -117,8 +145,8 @@ impl Partitions {
             topic,
             partition = %partition,
             folder = %place.display(),
-            "the cluster knows nothing of this copy: it is set aside; remove the folder if nobody \
-             misses it"
+            reason,
+            "a copy is set aside; remove the folder if nobody misses it"
         );
         fs::rename(folder, &place).map_err(Error::io("set aside", folder))?;
         disk::sync_folder(&*self.shared.config.disk, &self.stray)?;
@@ -163,7 +191,7 @@ impl Partitions {
             }
             if folder.exists() {
                 // Of a topic of the same name that was deleted meanwhile.
-                self.set_aside(&folder, &name.topic, name.partition)?;
+                self.set_aside(&folder, &name.topic, name.partition, UNKNOWN)?;
             }
             fs::rename(&staged, &folder).map_err(Error::io("create", &folder))?;
             disk::sync_folder(disk, &topic)
@@ -192,10 +220,7 @@ impl Partitions {
         let topic = self.live.join(&name.topic);
         let folder = topic.join(name.partition.to_string());
         partition.abandon();
-        let key = name.key();
-        if self.by_key.write().unwrap_or_else(PoisonError::into_inner).remove(&key).is_some() {
-            self.shared.partition_count.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.forget(name.key());
         fs::rename(&folder, &staged).map_err(Error::io("delete", &folder))?;
         disk::sync_folder(&*self.shared.config.disk, &topic)?;
         // Fails while there are other partitions.

@@ -1,6 +1,7 @@
 //! Where the partitions of a node stand, for those who watch it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tailwater_kafka::{BrokerId, LeaderEpoch, Offset, PartitionId, TopicId};
 
@@ -51,6 +52,23 @@ impl Log {
     pub fn partitions(&self) -> Vec<PartitionStatus> {
         let image = Arc::clone(&self.image.borrow());
         self.partitions.all().iter().map(|partition| status(&image, partition)).collect()
+    }
+
+    /// How many bytes have been copied since the start for replicas here that were not in sync.
+    pub fn catch_up_bytes(&self) -> u64 {
+        self.catch_up.bytes()
+    }
+
+    /// How many bytes clients have read here, since the start, of partitions that another node leads.
+    pub fn follower_read_bytes(&self) -> u64 {
+        self.follower_read_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many partitions of the whole cluster nobody leads, as far as this node knows: no replica
+    /// that has everything is there. They take and give nothing.
+    pub fn leaderless_partitions(&self) -> usize {
+        let image = Arc::clone(&self.image.borrow());
+        image.partitions().filter(|(.., state)| state.leader.is_none()).count()
     }
 }
 

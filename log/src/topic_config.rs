@@ -1,13 +1,14 @@
 //! The settings of a topic: Kafka's names, checked, with the node's defaults behind them.
 //!
 //! One table ([`SETTINGS`]) says for each its name, its type and what it is if nobody says, and
-//! both CreateTopics and DescribeConfigs work from it. A value that this log cannot honour is
-//! refused, never ignored.
+//! CreateTopics, DescribeConfigs and the requests that change settings work from it. A value that
+//! this log cannot honour is refused, never ignored.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Config;
+use crate::metadata::{Image, MIN_ISR_CONFIG};
 
 /// The settings that a topic was given; all others have the node's defaults.
 pub(crate) type Overrides = BTreeMap<String, String>;
@@ -29,11 +30,12 @@ pub(crate) struct TopicConfig {
     pub(crate) segment_age: Duration,
     /// The largest batch in bytes.
     pub(crate) max_message_bytes: usize,
-    /// Replicas that must have a record before it is acknowledged.
-    pub(crate) min_insync_replicas: i32,
     /// Compaction begins when this part of a partition is new.
     pub(crate) min_cleanable_ratio: f64,
 }
+
+/// What becomes of old records.
+pub(crate) const CLEANUP_POLICY: &str = "cleanup.policy";
 
 /// The type of a setting, as DescribeConfigs numbers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,27 +48,57 @@ pub(crate) enum SettingType {
     List = 7,
 }
 
+/// What a setting is where the topic does not say.
+enum Fallback {
+    Fixed(&'static str),
+    /// As the node was configured.
+    Node(fn(&Config) -> String),
+    /// As the cluster has agreed.
+    MinIsr,
+}
+
+/// What settings that a topic does not have go by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Defaults<'a> {
+    config: &'a Config,
+    /// The cluster's.
+    min_insync_replicas: u32,
+}
+
+impl<'a> Defaults<'a> {
+    /// Those of a node with this configuration in a cluster with this metadata.
+    pub(crate) fn new(config: &'a Config, image: &Image) -> Self {
+        let of_cluster = image.cluster().map(|cluster| cluster.min_insync_replicas);
+        let min_insync_replicas = of_cluster.unwrap_or(config.min_insync_replicas);
+        Self { config, min_insync_replicas }
+    }
+}
+
 /// A setting that a topic may have.
 pub(crate) struct Setting {
     pub(crate) name: &'static str,
     pub(crate) kind: SettingType,
-    default: fn(&Config) -> String,
+    default: Fallback,
     apply: fn(&mut TopicConfig, &str) -> Result<(), String>,
 }
 
 impl Setting {
     /// The value of this setting where the topic does not say.
-    pub(crate) fn default_of(&self, config: &Config) -> String {
-        (self.default)(config)
+    pub(crate) fn default_of(&self, defaults: Defaults<'_>) -> String {
+        match self.default {
+            Fallback::Fixed(value) => value.to_owned(),
+            Fallback::Node(value) => value(defaults.config),
+            Fallback::MinIsr => defaults.min_insync_replicas.to_string(),
+        }
     }
 }
 
 /// Every setting there is, by name.
 pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         kind: SettingType::List,
-        default: |_| "delete".to_owned(),
+        default: Fallback::Fixed("delete"),
         apply: |topic, value| {
             let policies: Vec<&str> = value.split(',').map(str::trim).collect();
             if let Some(other) = policies.iter().find(|name| !["delete", "compact"].contains(name))
@@ -81,20 +113,20 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "compression.type",
         kind: SettingType::String,
-        default: |_| "producer".to_owned(),
+        default: Fallback::Fixed("producer"),
         apply: |_, value| only(value, "producer", "batches are kept as they were sent"),
     },
     Setting {
         name: "delete.retention.ms",
         kind: SettingType::Long,
-        default: |_| "86400000".to_owned(),
+        default: Fallback::Fixed("86400000"),
         // A lower bound: compaction keeps tombstones for good.
         apply: |_, value| number::<i64>(value, 0, i64::MAX).map(drop),
     },
     Setting {
         name: "max.message.bytes",
         kind: SettingType::Int,
-        default: |config| config.max_message_bytes.to_string(),
+        default: Fallback::Node(|config| config.max_message_bytes.to_string()),
         apply: |topic, value| {
             topic.max_message_bytes = number(value, 0, i64::from(i32::MAX))?;
             Ok(())
@@ -103,13 +135,13 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "message.timestamp.type",
         kind: SettingType::String,
-        default: |_| "CreateTime".to_owned(),
+        default: Fallback::Fixed("CreateTime"),
         apply: |_, value| only(value, "CreateTime", "timestamps are kept as they were sent"),
     },
     Setting {
         name: "min.cleanable.dirty.ratio",
         kind: SettingType::Double,
-        default: |_| "0.5".to_owned(),
+        default: Fallback::Fixed("0.5"),
         apply: |topic, value| {
             topic.min_cleanable_ratio = value
                 .parse()
@@ -120,18 +152,16 @@ pub(crate) const SETTINGS: &[Setting] = &[
         },
     },
     Setting {
-        name: "min.insync.replicas",
+        name: MIN_ISR_CONFIG,
         kind: SettingType::Int,
-        default: |_| "1".to_owned(),
-        apply: |topic, value| {
-            topic.min_insync_replicas = number(value, 1, i64::from(i32::MAX))?;
-            Ok(())
-        },
+        default: Fallback::MinIsr,
+        // Leaders and controller take it from the metadata: they must agree on it.
+        apply: |_, value| number::<i32>(value, 1, i64::from(i32::MAX)).map(drop),
     },
     Setting {
         name: "retention.bytes",
         kind: SettingType::Long,
-        default: |_| "-1".to_owned(),
+        default: Fallback::Fixed("-1"),
         apply: |topic, value| {
             topic.retention_bytes = limit(value)?;
             Ok(())
@@ -140,9 +170,9 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "retention.ms",
         kind: SettingType::Long,
-        default: |config| {
+        default: Fallback::Node(|config| {
             config.retention.map_or_else(|| "-1".to_owned(), |kept| kept.as_millis().to_string())
-        },
+        }),
         apply: |topic, value| {
             topic.retention = limit(value)?.map(Duration::from_millis);
             Ok(())
@@ -151,7 +181,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "segment.bytes",
         kind: SettingType::Int,
-        default: |config| config.segment_bytes.to_string(),
+        default: Fallback::Node(|config| config.segment_bytes.to_string()),
         apply: |topic, value| {
             topic.segment_bytes = number(value, 1 << 10, 1 << 30)?;
             Ok(())
@@ -160,7 +190,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "segment.ms",
         kind: SettingType::Long,
-        default: |_| "604800000".to_owned(),
+        default: Fallback::Fixed("604800000"),
         apply: |topic, value| {
             topic.segment_age = Duration::from_millis(number(value, 1, i64::MAX)?);
             Ok(())
@@ -169,7 +199,7 @@ pub(crate) const SETTINGS: &[Setting] = &[
     Setting {
         name: "unclean.leader.election.enable",
         kind: SettingType::Boolean,
-        default: |_| "false".to_owned(),
+        default: Fallback::Fixed("false"),
         apply: |_, value| only(value, "false", "only a replica that has everything may lead"),
     },
 ];
@@ -182,8 +212,9 @@ impl TopicConfig {
     pub(crate) fn resolve(config: &Config, overrides: &Overrides) -> Result<Self, String> {
         check_names(overrides)?;
         let mut topic = Self::unset(config.segment_bytes);
+        let defaults = Defaults { config, min_insync_replicas: config.min_insync_replicas };
         for setting in SETTINGS {
-            let default = || setting.default_of(config);
+            let default = || setting.default_of(defaults);
             let value = overrides.get(setting.name).cloned().unwrap_or_else(default);
             (setting.apply)(&mut topic, &value)
                 .map_err(|problem| format!("{}: {problem}", setting.name))?;
@@ -201,7 +232,6 @@ impl TopicConfig {
             segment_bytes,
             segment_age: Duration::MAX,
             max_message_bytes: 0,
-            min_insync_replicas: 1,
             min_cleanable_ratio: 0.5,
         }
     }
@@ -224,10 +254,62 @@ pub(crate) fn check(overrides: &Overrides) -> Result<(), String> {
 }
 
 fn check_names(overrides: &Overrides) -> Result<(), String> {
-    match overrides.keys().find(|name| !SETTINGS.iter().any(|setting| setting.name == *name)) {
-        Some(unknown) => Err(format!("topic setting {unknown:?} is unknown here")),
-        None => Ok(()),
+    overrides.keys().try_for_each(|name| check_name(name))
+}
+
+/// Whether there is a setting of that name.
+///
+/// # Errors
+/// If not: which ones there are, in words.
+pub(crate) fn check_name(name: &str) -> Result<(), String> {
+    if SETTINGS.iter().any(|setting| setting.name == name) {
+        return Ok(());
     }
+    let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+    Err(format!("topic setting {name:?} is unknown here; known are {}", known.join(", ")))
+}
+
+/// Whether a topic with these overrides keeps the last record of each key.
+pub(crate) fn is_compacted(overrides: &Overrides) -> bool {
+    has_policy(overrides, "compact")
+}
+
+/// Whether a topic with these overrides lets go of old segments.
+pub(crate) fn is_deleted_from(overrides: &Overrides) -> bool {
+    !overrides.contains_key(CLEANUP_POLICY) || has_policy(overrides, "delete")
+}
+
+fn has_policy(overrides: &Overrides, policy: &str) -> bool {
+    let policies = overrides.get(CLEANUP_POLICY).map_or("", String::as_str);
+    policies.split(',').any(|one| one.trim() == policy)
+}
+
+/// Adds to a list setting, or takes away from it, as Kafka's incremental changes do.
+///
+/// # Errors
+/// The setting is no list, in words.
+pub(crate) fn change_list(
+    overrides: &mut Overrides,
+    name: &str,
+    value: &str,
+    adds: bool,
+) -> Result<(), String> {
+    let setting = SETTINGS.iter().find(|setting| setting.name == name);
+    let Some(Setting { kind: SettingType::List, default: Fallback::Fixed(default), .. }) = setting
+    else {
+        return Err(format!("{name}: only a list can be added to or taken from"));
+    };
+    let words = |text: &str| -> Vec<String> {
+        text.split(',').map(|word| word.trim().to_owned()).filter(|word| !word.is_empty()).collect()
+    };
+    let mut list = words(overrides.get(name).map_or(default, String::as_str));
+    let named = words(value);
+    list.retain(|word| adds || !named.contains(word));
+    if adds {
+        list.extend(named.into_iter().filter(|word| !list.contains(word)).collect::<Vec<_>>());
+    }
+    overrides.insert(name.to_owned(), list.join(","));
+    Ok(())
 }
 
 fn only(value: &str, supported: &str, because: &str) -> Result<(), String> {
@@ -284,6 +366,39 @@ mod tests {
         .unwrap();
         assert!(topic.compact && !topic.delete);
         assert_eq!((topic.retention, topic.segment_bytes), (None, 1 << 20));
+    }
+
+    #[test]
+    fn lists_are_added_to_and_taken_from() {
+        let mut overrides = Overrides::new();
+        let policy = |overrides: &Overrides| overrides[CLEANUP_POLICY].clone();
+        change_list(&mut overrides, CLEANUP_POLICY, "compact,delete", true).unwrap();
+        assert_eq!(policy(&overrides), "delete,compact");
+        assert!(is_compacted(&overrides) && is_deleted_from(&overrides));
+        change_list(&mut overrides, CLEANUP_POLICY, "delete", false).unwrap();
+        assert_eq!(policy(&overrides), "compact");
+        assert!(is_compacted(&overrides) && !is_deleted_from(&overrides));
+        change_list(&mut overrides, CLEANUP_POLICY, "compact", false).unwrap();
+        assert!(check(&overrides).is_err(), "nothing is left");
+        let problem = change_list(&mut overrides, "segment.bytes", "1", true).unwrap_err();
+        assert!(problem.contains("segment.bytes"), "{problem}");
+    }
+
+    #[test]
+    fn the_default_of_min_insync_replicas_is_the_clusters() {
+        let config = Config { min_insync_replicas: 2, ..Config::new("/tmp/x") };
+        let setting = SETTINGS.iter().find(|setting| setting.name == MIN_ISR_CONFIG).unwrap();
+        let nobody = Defaults::new(&config, &Image::default());
+        assert_eq!(setting.default_of(nobody), "2");
+    }
+
+    #[test]
+    fn an_unknown_setting_is_refused_with_those_that_are_known() {
+        let problem = resolve(&[("retention.hours", "1")]).unwrap_err();
+        assert!(
+            problem.contains("retention.hours") && problem.contains("retention.ms"),
+            "{problem}"
+        );
     }
 
     #[test]

@@ -2,28 +2,37 @@
 //!
 //! What pulling a plug looks like from the other end and no proxy can show: no FIN, no RST, and no
 //! kernel that goes on answering keepalives. A network namespace and a pair of virtual interfaces
-//! between it and this host; nothing leaves this machine. Only root may.
+//! between it and this host ([`Host::start`]), or between it and a switch
+//! ([`Network::host`](crate::Network::host)); nothing leaves this machine. Only root may.
 
 use std::net::Ipv4Addr;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
-use crate::flavor::run;
+use crate::namespace::{Namespace, ip};
 use crate::port::random;
 
-/// A host beside this one, on a network of the two.
+/// A host beside this one.
 #[derive(Debug)]
 pub struct Host {
-    /// Of the namespace and of the interface here.
-    name: String,
-    /// This host's address on that network.
+    namespace: Namespace,
+    /// Its own address.
+    address: Ipv4Addr,
+    /// This host's address on its network.
     here: Ipv4Addr,
 }
 
 /// The interface on the other side.
-const INTERFACE: &str = "uplink";
+pub(crate) const INTERFACE: &str = "uplink";
+
+/// The hardware address of nobody.
+const NOBODY: &str = "02:00:00:00:00:01";
+
+/// Numbers of a network's addresses: ours, another of ours, and the first of a host.
+pub(crate) const HERE: u8 = 1;
+pub(crate) const ALSO_HERE: u8 = 2;
+pub(crate) const FIRST_HOST: u8 = 3;
 
 impl Host {
     /// Whether this machine lets us make one.
@@ -36,32 +45,43 @@ impl Host {
         })
     }
 
-    /// Makes one; it is gone on drop.
+    /// Makes one on a network of the two of us; it is gone on drop.
     ///
     /// # Errors
     /// If the system does not let us.
     pub fn start() -> Result<Host> {
-        static NUMBER: AtomicU32 = AtomicU32::new(1);
-
-        sweep()?;
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // Interfaces have names of at most 15 characters.
-        let name = format!("tw{}x{number}", std::process::id());
-        let net = random().to_le_bytes();
-        // Of 10.192.0.0/10, eight addresses.
-        let at = |last| Ipv4Addr::new(10, 192 | (net[0] & 63), net[1], (net[2] & 0xF8) | last);
-        let host = Host { name, here: at(1) };
-        let name = host.name.as_str();
-        ip(&["netns", "add", name])?;
+        let at = addresses();
+        let host = Host::create(at(FIRST_HOST), at(HERE))?;
+        let name = host.namespace.name();
         ip(&["link", "add", name, "type", "veth", "peer", "name", INTERFACE, "netns", name])?;
-        for last in [1, 2] {
+        for last in [HERE, ALSO_HERE] {
             ip(&["addr", "add", &format!("{}/29", at(last)), "dev", name])?;
         }
         ip(&["link", "set", name, "up"])?;
-        ip(&["-n", name, "addr", "add", &format!("{}/29", at(3)), "dev", INTERFACE])?;
-        ip(&["-n", name, "link", "set", "lo", "up"])?;
-        host.plug()?;
+        host.connect()?;
         Ok(host)
+    }
+
+    /// One that is not yet on its network.
+    pub(crate) fn create(address: Ipv4Addr, here: Ipv4Addr) -> Result<Host> {
+        Ok(Host { namespace: Namespace::create()?, address, here })
+    }
+
+    /// Takes its interface, which is there by now, into use.
+    pub(crate) fn connect(&self) -> Result<()> {
+        self.namespace.ip(&["addr", "add", &format!("{}/29", self.address), "dev", INTERFACE])?;
+        self.plug()
+    }
+
+    /// What its namespace is called.
+    pub(crate) fn name(&self) -> &str {
+        self.namespace.name()
+    }
+
+    /// Its own address.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.address
     }
 
     /// The address under which it reaches this host.
@@ -89,7 +109,7 @@ impl Host {
     /// # Errors
     /// If the system does not let us.
     pub fn unplug(&self) -> Result<()> {
-        ip(&["-n", &self.name, "link", "set", INTERFACE, "down"])
+        self.namespace.ip(&["link", "set", INTERFACE, "down"])
     }
 
     /// Puts the cable back.
@@ -97,15 +117,28 @@ impl Host {
     /// # Errors
     /// If the system does not let us.
     pub fn plug(&self) -> Result<()> {
-        ip(&["-n", &self.name, "link", "set", INTERFACE, "up"])
+        self.namespace.ip(&["link", "set", INTERFACE, "up"])
     }
 
-    /// Nothing more from there reaches `address`, one of this host's, nor comes back.
+    /// Nothing more from there reaches `address`, and nobody is told. What comes from that address
+    /// still arrives.
     ///
     /// # Errors
     /// If the system does not let us.
     pub fn lose(&self, address: Ipv4Addr) -> Result<()> {
-        ip(&["-n", &self.name, "route", "add", "blackhole", &address.to_string()])
+        // Sent to a machine that is not there.
+        let address = address.to_string();
+        self.namespace.ip(&[
+            "neigh",
+            "replace",
+            &address,
+            "lladdr",
+            NOBODY,
+            "dev",
+            INTERFACE,
+            "nud",
+            "permanent",
+        ])
     }
 
     /// Ends [`Host::lose`].
@@ -113,54 +146,18 @@ impl Host {
     /// # Errors
     /// If the system does not let us.
     pub fn find(&self, address: Ipv4Addr) -> Result<()> {
-        ip(&["-n", &self.name, "route", "del", "blackhole", &address.to_string()])
+        self.namespace.ip(&["neigh", "del", &address.to_string(), "dev", INTERFACE])
     }
 
     /// `command`, on this host: the same program, arguments, environment and process id.
     #[must_use]
     pub fn wrap(&self, command: &Command) -> Command {
-        let mut wrapped = Command::new("ip");
-        wrapped.args(["netns", "exec", &self.name]);
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        wrapped
+        self.namespace.wrap(command)
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        // The interfaces go with it, once nothing runs there any more.
-        let _gone = ip(&["netns", "del", &self.name]);
-        let _gone = ip(&["link", "del", &self.name]);
-    }
-}
-
-/// Removes what processes have left that were killed.
-fn sweep() -> Result<()> {
-    let listed = Command::new("ip").args(["netns", "list"]).output().context("run ip")?;
-    for line in String::from_utf8_lossy(&listed.stdout).lines() {
-        let name = line.split_whitespace().next().unwrap_or_default();
-        let ours = name.strip_prefix("tw").and_then(|rest| rest.split_once('x'));
-        let Some(pid) = ours.and_then(|(pid, _)| pid.parse::<u32>().ok()) else { continue };
-        if !crate::folder::alive(pid) {
-            // Another process may be sweeping, too.
-            let _gone = ip(&["netns", "del", name]);
-        }
-    }
-    Ok(())
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    match run(Command::new("ip").args(arguments)) {
-        Ok(()) => Ok(()),
-        Err(error) => bail!("ip {}: {error:#}", arguments.join(" ")),
-    }
+/// The addresses of a network of 10.192.0.0/10 that nobody else has, by their number below 8.
+pub(crate) fn addresses() -> impl Fn(u8) -> Ipv4Addr {
+    let net = random().to_le_bytes();
+    move |last| Ipv4Addr::new(10, 192 | (net[0] & 63), net[1], (net[2] & 0xF8) | last)
 }

@@ -1,4 +1,5 @@
-//! A scratch Apache Kafka: one node that is broker and controller (KRaft), on loopback.
+//! A scratch Apache Kafka on loopback: nodes that are broker and controller at once (KRaft), one or
+//! several.
 //!
 //! Its jars come from Maven's central repository, fetched once per machine by `mvn` into the
 //! cache. Nothing else of Kafka's distribution is needed: the classes are started directly.
@@ -54,6 +55,7 @@ const POM: &str = r#"<project xmlns="http://maven.apache.org/POM/4.0.0">
 #[derive(Debug)]
 pub struct Kafka {
     port: u16,
+    jvm: Jvm,
     process: Option<Process>,
     folder: Folder,
 }
@@ -101,6 +103,25 @@ impl Kafka {
         fs::rename(&partial, &libraries).context("put Kafka's jars in their place")
     }
 
+    /// Runs a Java source file with Kafka's classes at hand; what it prints.
+    ///
+    /// # Errors
+    /// If it cannot be run, or fails: with what it said.
+    pub fn run_source(source: &Path, arguments: &[&str]) -> Result<String> {
+        let folder = Folder::create("java", "KILL")?;
+        let output = java(folder.path(), Jvm::Quick)
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=error")
+            .arg(source)
+            .args(arguments)
+            .output()
+            .with_context(|| format!("run {}", source.display()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        if !output.status.success() {
+            bail!("{}:\n{}{}", source.display(), text(&output.stdout), text(&output.stderr));
+        }
+        Ok(text(&output.stdout))
+    }
+
     /// Starts a broker with no topics, as a cluster of its own.
     ///
     /// # Errors
@@ -115,18 +136,45 @@ impl Kafka {
     /// As [`Kafka::start`].
     pub fn start_with(settings: &[(&str, &str)]) -> Result<Kafka> {
         Kafka::prepare()?;
+        let mut kafka = Kafka::format(0, &Ports::of(1), Jvm::Quick, settings, &cluster_id())?;
+        kafka.start_again()?;
+        Ok(kafka)
+    }
+
+    /// Starts `count` nodes that are one cluster, in the JVM that Kafka's own scripts start, with
+    /// half a gigabyte of heap each. Entries of `server.properties` are for all of them.
+    ///
+    /// # Errors
+    /// As [`Kafka::start`].
+    pub fn cluster(count: usize, settings: &[(&str, &str)]) -> Result<Vec<Kafka>> {
+        Kafka::prepare()?;
+        let (ports, id) = (Ports::of(count), cluster_id());
+        let format = |number| Kafka::format(number, &ports, Jvm::Long, settings, &id);
+        let mut nodes = (0..count).map(format).collect::<Result<Vec<Kafka>>>()?;
+        // None of them is up before a majority is.
+        let begun = nodes.iter_mut().map(Kafka::begin).collect::<Result<Vec<usize>>>()?;
+        for (node, log_start) in nodes.iter_mut().zip(begun) {
+            node.wait_until_up(log_start)?;
+        }
+        Ok(nodes)
+    }
+
+    fn format(
+        number: usize,
+        ports: &[Ports],
+        jvm: Jvm,
+        settings: &[(&str, &str)],
+        cluster_id: &str,
+    ) -> Result<Kafka> {
         let folder = Folder::create("kafka", "KILL")?;
         // It runs as whoever runs the tests; nobody else has business in here.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
-        let port = free_port();
-        write_properties(folder.path(), port, settings)?;
-        run(java(folder.path())
+        write_properties(folder.path(), number, ports, settings)?;
+        run(java(folder.path(), Jvm::Quick)
             .args(["kafka.tools.StorageTool", "format", "--config", "server.properties"])
-            .args(["--cluster-id", &cluster_id()]))
+            .args(["--cluster-id", cluster_id]))
         .context("format Kafka's log folder")?;
-        let mut kafka = Kafka { port, process: None, folder };
-        kafka.start_again()?;
-        Ok(kafka)
+        Ok(Kafka { port: ports[number].broker, jvm, process: None, folder })
     }
 
     /// `host:port` for `bootstrap.servers`.
@@ -135,21 +183,43 @@ impl Kafka {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Its process id, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// The class path of a program that uses Kafka's client, once [`Kafka::prepare`] is done.
+    #[must_use]
+    pub fn class_path() -> PathBuf {
+        libraries().join("*")
+    }
+
     /// Starts it again after [`Kafka::stop`] or [`Kafka::kill`], on the same port.
     ///
     /// # Errors
     /// If it runs already or does not come up.
     pub fn start_again(&mut self) -> Result<()> {
+        let log_start = self.begin()?;
+        self.wait_until_up(log_start)
+    }
+
+    /// Starts the process; returns where in its log this start begins.
+    fn begin(&mut self) -> Result<usize> {
         if self.process.is_some() {
             bail!("kafka runs already");
         }
         let folder = self.folder.path();
         let log_start = self.log().len();
-        let mut command = java(folder);
+        let mut command = java(folder, self.jvm);
         command.args(["kafka.Kafka", "server.properties"]);
-        let process = Process::spawn(command, &self.folder, &folder.join("server.log"))?;
-        let process = self.process.insert(process);
-        let log_path = folder.join("server.log");
+        self.process = Some(Process::spawn(command, &self.folder, &folder.join("server.log"))?);
+        Ok(log_start)
+    }
+
+    fn wait_until_up(&mut self, log_start: usize) -> Result<()> {
+        let log_path = self.folder.path().join("server.log");
+        let process = self.process.as_mut().context("kafka does not run")?;
         let up = wait_until(START_LIMIT, "the broker's start", || {
             if let Some(status) = process.ended()? {
                 bail!("it ended with {status}");
@@ -244,37 +314,87 @@ fn libraries() -> PathBuf {
     cache_dir().join(format!("kafka-{}", VERSION.replace('.', "_")))
 }
 
+/// What a JVM is good at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Jvm {
+    /// Its time goes into starting: the quick compiler and the smallest collector do best.
+    Quick,
+    /// It is measured: as Kafka's `bin/kafka-run-class.sh` starts it.
+    Long,
+}
+
+impl Jvm {
+    fn options(self) -> &'static [&'static str] {
+        match self {
+            Jvm::Quick => &["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"],
+            Jvm::Long => &[
+                "-Xms512m",
+                "-Xmx512m",
+                "-server",
+                "-XX:+UseG1GC",
+                "-XX:MaxGCPauseMillis=20",
+                "-XX:InitiatingHeapOccupancyPercent=35",
+                "-XX:+ExplicitGCInvokesConcurrent",
+                "-XX:MaxInlineLevel=15",
+                "-Djava.awt.headless=true",
+            ],
+        }
+    }
+}
+
 /// A JVM with Kafka's classes that works in `folder`.
-fn java(folder: &Path) -> Command {
+pub(crate) fn java(folder: &Path, jvm: Jvm) -> Command {
     let mut command = Command::new("java");
-    // Its time goes into starting: the quick compiler and the smallest collector do best.
-    command.args(["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
-    command.arg("-cp").arg(libraries().join("*")).current_dir(folder);
+    command.args(jvm.options()).arg("-cp").arg(Kafka::class_path()).current_dir(folder);
     command
 }
 
-fn write_properties(folder: &Path, port: u16, settings: &[(&str, &str)]) -> Result<()> {
-    let controller_port = free_port();
+/// Where a node listens.
+#[derive(Debug, Clone, Copy)]
+struct Ports {
+    broker: u16,
+    controller: u16,
+}
+
+impl Ports {
+    fn of(count: usize) -> Vec<Ports> {
+        (0..count).map(|_| Ports { broker: free_port(), controller: free_port() }).collect()
+    }
+}
+
+/// For the node with that number of those that listen on `ports`; they are counted from 0, their ids
+/// from 1.
+fn write_properties(
+    folder: &Path,
+    number: usize,
+    ports: &[Ports],
+    settings: &[(&str, &str)],
+) -> Result<()> {
+    let Ports { broker: port, controller } = ports[number];
+    let voters = (1..).zip(ports).map(|(id, it)| format!("{id}@127.0.0.1:{}", it.controller));
     let mut file = File::create(folder.join("server.properties"))?;
     write!(
         file,
         "process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+node.id={}
+controller.quorum.voters={}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 log.dirs={}
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={count}
 offsets.topic.num.partitions=1
-transaction.state.log.replication.factor=1
+transaction.state.log.replication.factor={count}
 transaction.state.log.num.partitions=1
 transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.replication.factor={count}
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
 ",
-        folder.join("data").display()
+        number + 1,
+        voters.collect::<Vec<_>>().join(","),
+        folder.join("data").display(),
+        count = ports.len(),
     )?;
     for (name, value) in settings {
         writeln!(file, "{name}={value}")?;

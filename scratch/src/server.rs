@@ -2,8 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -28,7 +28,8 @@ pub struct Server {
     flavor: Flavor,
     programs: Programs,
     port: u16,
-    process: Option<Process>,
+    /// Also of a server that a whole program shares: see [`Server::crash`].
+    process: Mutex<Option<Process>>,
     folder: Folder,
     /// The data folder's own disk, if it has one.
     disk: Option<SmallDisk>,
@@ -51,7 +52,7 @@ impl Server {
     /// # Errors
     /// As [`Server::start`].
     pub fn start_with(flavor: Flavor, settings: &[(&str, &str)]) -> Result<Server> {
-        let mut server = Server::prepare(flavor, settings)
+        let server = Server::prepare(flavor, settings)
             .with_context(|| format!("prepare a scratch {flavor}"))?;
         server.launch()?;
         Ok(server)
@@ -187,7 +188,7 @@ impl Server {
     /// # Errors
     /// If it runs already or does not come up.
     pub fn start_again(&mut self) -> Result<()> {
-        if self.process.is_some() {
+        if self.process().is_some() {
             bail!("{} runs already", self.flavor);
         }
         if self.disk.is_some() {
@@ -225,12 +226,21 @@ impl Server {
         self.take_process()?.kill()
     }
 
+    /// Crashes it as [`Server::kill`] does, and starts it again: also one that others use meanwhile.
+    ///
+    /// # Errors
+    /// If it does not run, or does not come up.
+    pub fn crash(&self) -> Result<()> {
+        self.take_process()?.kill()?;
+        self.launch()
+    }
+
     /// Freezes it: connections stay open and nothing answers, until [`Server::resume`].
     ///
     /// # Errors
     /// If it does not run.
     pub fn pause(&self) -> Result<()> {
-        self.process()?.signal_all("STOP")
+        self.signal("STOP")
     }
 
     /// Ends [`Server::pause`].
@@ -238,7 +248,7 @@ impl Server {
     /// # Errors
     /// If it does not run.
     pub fn resume(&self) -> Result<()> {
-        self.process()?.signal_all("CONT")
+        self.signal("CONT")
     }
 
     /// Leaves no space on its disk; for a server from [`Server::start_on_small_disk`].
@@ -246,7 +256,7 @@ impl Server {
     /// # Errors
     /// If it does not run, or has no disk of its own.
     pub fn fill_disk(&self) -> Result<()> {
-        self.disk.as_ref().context("the server has no small disk")?.fill(self.process()?.id())
+        self.disk.as_ref().context("the server has no small disk")?.fill(self.id()?)
     }
 
     /// Ends [`Server::fill_disk`].
@@ -254,7 +264,7 @@ impl Server {
     /// # Errors
     /// As [`Server::fill_disk`].
     pub fn free_disk(&self) -> Result<()> {
-        self.disk.as_ref().context("the server has no small disk")?.free(self.process()?.id())
+        self.disk.as_ref().context("the server has no small disk")?.free(self.id()?)
     }
 
     /// Waits until it ends by itself, as in `xtask db up`.
@@ -293,11 +303,11 @@ impl Server {
         } else {
             mysql::configure(flavor, &programs, folder.path(), port, settings)?;
         }
-        Ok(Server { flavor, programs, port, process: None, folder, disk: None })
+        Ok(Server { flavor, programs, port, process: Mutex::default(), folder, disk: None })
     }
 
     /// Starts the process and waits until it takes connections.
-    fn launch(&mut self) -> Result<()> {
+    fn launch(&self) -> Result<()> {
         let folder = self.folder.path();
         let command = if self.flavor.is_postgres() {
             postgres::server(&self.programs, folder)
@@ -309,9 +319,8 @@ impl Server {
             None => command,
         };
         let data = self.programs.seen(folder, "data");
-        let process = Process::spawn(command, &self.folder, &folder.join("server.log"))?;
+        let mut process = Process::spawn(command, &self.folder, &folder.join("server.log"))?;
         let pid = process.id();
-        let process = self.process.insert(process);
         let up = wait_until(START_LIMIT, "a connection", || {
             if let Some(status) = process.ended()? {
                 bail!("it ended with {status}");
@@ -323,18 +332,26 @@ impl Server {
             };
             Ok(ready.then_some(()))
         });
-        if up.is_err() {
-            self.process = self.take_process()?.forget_if_ended()?;
-        }
+        *self.process() = if up.is_err() { process.forget_if_ended()? } else { Some(process) };
         up.with_context(|| format!("start {}; end of its log:\n{}", self.flavor, self.log_end()))
     }
 
-    fn process(&self) -> Result<&Process> {
-        self.process.as_ref().with_context(|| format!("{} does not run", self.flavor))
+    fn process(&self) -> MutexGuard<'_, Option<Process>> {
+        self.process.lock().expect("nothing panics under this lock")
     }
 
-    fn take_process(&mut self) -> Result<Process> {
-        self.process.take().with_context(|| format!("{} does not run", self.flavor))
+    fn take_process(&self) -> Result<Process> {
+        self.process().take().with_context(|| format!("{} does not run", self.flavor))
+    }
+
+    fn signal(&self, name: &str) -> Result<()> {
+        let process = self.process();
+        process.as_ref().with_context(|| format!("{} does not run", self.flavor))?.signal_all(name)
+    }
+
+    fn id(&self) -> Result<u32> {
+        let process = self.process();
+        Ok(process.as_ref().with_context(|| format!("{} does not run", self.flavor))?.id())
     }
 
     /// A database that every server of the flavor has.
@@ -349,7 +366,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let Some(process) = self.process.take() else { return };
+        let Some(process) = self.process().take() else { return };
         // Its data is thrown away: no need for an orderly end. QUIT lets PostgreSQL free its
         // shared memory.
         let _awake = process.signal_all("CONT");

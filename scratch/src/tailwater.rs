@@ -112,11 +112,28 @@ impl Tailwater {
     /// # Errors
     /// If it does not come up: with the end of its log.
     pub fn start_again(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.wait_until_up()
+    }
+
+    /// As [`Tailwater::start_again`], without waiting for anything.
+    ///
+    /// # Errors
+    /// If there is no such program.
+    pub fn spawn(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(self.config());
         command.current_dir(self.folder.path());
         let log = self.folder.path().join("tailwater.log");
         self.process = Some(Process::spawn(self.on_host(command), &self.folder, &log)?);
+        Ok(())
+    }
+
+    /// Waits until a process that was spawned answers on its admin listener.
+    ///
+    /// # Errors
+    /// If it does not come up: with the end of its log.
+    pub fn wait_until_up(&mut self) -> Result<()> {
         wait_until(START_LIMIT, "Tailwater's admin listener", || {
             if let Some(process) = &mut self.process
                 && process.ended()?.is_some()
@@ -201,6 +218,12 @@ impl Tailwater {
     /// If it does not run.
     pub fn resume(&self) -> Result<()> {
         self.process.as_ref().context("Tailwater does not run")?.signal_all("CONT")
+    }
+
+    /// Whether it was started and neither killed nor stopped.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.is_some()
     }
 
     /// Its process id, while it runs.

@@ -1,8 +1,16 @@
 //! Waiting for a condition of another process: the only clock and the only sleep of this crate.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
+
+/// The time that other processes have too, µs since 1970.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "what other processes note is compared with it")]
+pub fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
 
 /// Another process cannot wake us, so we look; 5 ms is below what starting one costs.
 const PAUSE: Duration = Duration::from_millis(5);

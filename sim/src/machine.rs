@@ -183,7 +183,7 @@ impl Lives {
         tokio::time::sleep(self.dice.time(ms(2000)..ms(30_000))).await;
         disk.end(End::Process);
         // The life sees it.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Until the power is off, or the process has ended.

@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use tailwater_apply::{KafkaLog, Pipeline, PipelineConfig, PipelineHandle};
 use tailwater_capture::{Capture, CaptureHandle, Config, PartitionBy, SnapshotMode};
-use tailwater_change::{
-    Column, Commit, Dialect, Identity, Index, Kind, Place, TableId, TableSchema,
-};
+use tailwater_change::{Commit, Place, TableSchema};
 use tailwater_kafka::Client;
 use tailwater_memory::{Cell, Committed, Fault, MemoryDatabase, MemorySource, Planted, Script};
 use tailwater_registry::Registry;
@@ -87,12 +85,7 @@ pub(crate) async fn run(world: &World) -> Result<(), String> {
 
 impl Run {
     fn new(world: &World, brokers: Vec<String>) -> Self {
-        let key = || Identity::Key(vec![0]);
-        let schemas = vec![
-            schema("one", key(), &[]),
-            schema("two", key(), &["a"]),
-            schema("bag", Identity::Full, &[]),
-        ];
+        let schemas = tailwater_memory::sample_tables();
         Self {
             world: world.clone(),
             brokers,
@@ -303,43 +296,4 @@ fn is_streaming(state: &str) -> bool {
 fn sorted(mut rows: Rows) -> Rows {
     rows.sort();
     rows
-}
-
-fn column(name: &str, field: u32, kind: Kind) -> Column {
-    Column {
-        name: name.into(),
-        field,
-        kind,
-        native: "text".into(),
-        nullable: true,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
-}
-
-fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
-    let index = |column: &&str| Index {
-        name: format!("{name}_{column}"),
-        columns: vec![(*column).to_owned()],
-        unique: true,
-        primary: false,
-        definition: String::new(),
-    };
-    Arc::new(TableSchema {
-        table: TableId::new("public", name),
-        dialect: Dialect::Postgres,
-        columns: vec![
-            column("id", 1, Kind::Int { bits: 64, signed: true }),
-            column("a", 2, Kind::Int { bits: 64, signed: true }),
-            column("b", 3, Kind::Text { length: None, fixed: false }),
-        ],
-        identity,
-        indexes: unique.iter().map(index).collect(),
-        foreign_keys: Vec::new(),
-        hides_cascades: false,
-        options: None,
-    })
 }

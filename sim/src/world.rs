@@ -98,6 +98,7 @@ impl World {
             connect_timeout: ms(1000),
             request_timeout: ms(2000),
             call_timeout: Duration::from_secs(20),
+            rack: None,
         };
         loop {
             let way = Transport::simulated(

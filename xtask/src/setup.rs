@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use tailwater_scratch::{Flavor, Kafka, SmallDisk, cache_dir, sid_root};
+use tailwater_scratch::{Client, Flavor, Kafka, SmallDisk, cache_dir, sid_root};
 
 use crate::shell;
 
@@ -105,8 +105,9 @@ fn missing_packages() -> Vec<Missing> {
     need(shell::find("psql").is_some(), "postgresql-client", true);
     need(shell::find("mariadb").is_some(), "mariadb-client", true);
     need(shell::find("kcat").is_some(), "kcat", false);
+    need(Client::Librdkafka.available().is_ok(), "librdkafka-dev", false);
     need(sid_root().exists() || shell::find("debootstrap").is_some(), "debootstrap", false);
-    need(shell::find("java").is_some(), "default-jre-headless", false);
+    need(shell::find("javac").is_some(), "default-jdk-headless", false);
     need(Kafka::available().is_ok() || shell::find("mvn").is_some(), "maven", false);
     missing
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use tailwater_scratch::{Flavor, Kafka, SmallDisk};
+use tailwater_scratch::{Client, Flavor, Host, Kafka, SmallDisk};
 
 use crate::{setup, shell};
 
@@ -55,6 +55,14 @@ fn gaps() -> Vec<(String, String)> {
         .collect();
     if let Err(reason) = Kafka::available() {
         gaps.push(("kafka".to_owned(), reason));
+    }
+    for client in Client::ALL {
+        if let Err(reason) = client.available() {
+            gaps.push((format!("producers of {}", client.name()), reason));
+        }
+    }
+    if let Err(reason) = Host::available() {
+        gaps.push(("cut links".to_owned(), reason));
     }
     if let Err(reason) = SmallDisk::available() {
         gaps.push(("full disks".to_owned(), reason));

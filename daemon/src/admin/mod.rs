@@ -30,6 +30,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tailwater_apply::rows_of_partitions;
 use tailwater_change::RoleState;
+use tailwater_log::Log;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -65,12 +66,38 @@ pub(crate) async fn run(
     serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
+/// As [`run`], in a process that is a controller and nothing else: metrics and health.
+///
+/// # Errors
+/// The listener fails.
+pub(crate) async fn run_controller(
+    listener: TcpListener,
+    node: Arc<Log>,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(controller_metrics))
+        .route("/healthz", get(|| std::future::ready("ok\n")))
+        // It answers once its controller has joined.
+        .route("/readyz", get(|| std::future::ready("ready\n")))
+        .with_state(node);
+    serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn controller_metrics(State(node): State<Arc<Log>>) -> Response {
+    page(metrics::encode_controller(&node))
+}
+
 async fn dashboard() -> Html<&'static str> {
     Html(include_str!("dashboard.html"))
 }
 
 async fn metrics_page(State(app): State<Arc<App>>) -> Response {
-    match metrics::encode(&app) {
+    page(metrics::encode(&app))
+}
+
+fn page(encoded: Result<String, std::fmt::Error>) -> Response {
+    match encoded {
         Ok(text) => (
             [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")],
             text,

@@ -71,10 +71,48 @@ impl Config {
         check_listener(found, "log", log.listen, log.insecure);
         check_listener(found, "log", log.controller_listen, log.insecure);
         check_controllers(found, log);
+        if !log.broker {
+            self.controller_problems(found, log);
+        }
+        if log.replication_throttle.is_some_and(|rate| rate.bytes() == 0) {
+            found.push(Problem::new(
+                "log.replication_throttle is 0",
+                "leave it out for no limit, or set it to more than is written each second",
+            ));
+        }
         if log.replication_factor < 1 || log.min_insync_replicas < 1 {
             found.push(Problem::new(
                 "log.replication_factor or log.min_insync_replicas is below 1",
                 "set them to 1 or more",
+            ));
+        }
+    }
+
+    /// Of a process that is a controller and nothing else.
+    fn controller_problems(&self, found: &mut Vec<Problem>, log: &LogSection) {
+        if !log.controllers.iter().any(|controller| controller.id == log.node_id) {
+            found.push(Problem::new(
+                format!(
+                    "log.broker = false, and log.controllers does not name node {}",
+                    log.node_id
+                ),
+                "name this node in log.controllers, or leave broker out",
+            ));
+        }
+        if log.data_dir.is_none() {
+            found.push(Problem::new(
+                "log.broker = false without log.data_dir",
+                "set data_dir: the controller keeps the cluster's metadata there",
+            ));
+        }
+        let carries_more = !self.sources.is_empty()
+            || !self.pipelines.is_empty()
+            || self.schema_registry.listen.is_some()
+            || log.listen.is_some();
+        if carries_more {
+            found.push(Problem::new(
+                "log.broker = false beside log.listen, sources, pipelines or a schema registry",
+                "leave those out: a controller apart carries nothing else; run them in other processes",
             ));
         }
     }
@@ -165,7 +203,7 @@ fn check_controllers(found: &mut Vec<Problem>, log: &LogSection) {
             "set log.controller_listen to the address that log.controllers gives",
         ));
     }
-    if log.data_dir.is_some() && log.listen.is_none() {
+    if log.broker && log.data_dir.is_some() && log.listen.is_none() {
         found.push(Problem::new(
             "a node of a cluster has no log.listen: the other nodes cannot copy from it",
             "set log.listen, and log.advertise if others reach it at another address",
@@ -253,6 +291,28 @@ mod tests {
             ("[sources.shop]", "[sources.Shop]", "lower-case"),
         ] {
             let found = problems(&GOOD.replacen(from, to, 1));
+            assert!(found.iter().any(|problem| problem.contains(word)), "{word}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn a_controller_apart_carries_nothing_else() {
+        let apart = r#"
+            [log]
+            data_dir = "d"
+            node_id = 1
+            broker = false
+            controller_listen = "127.0.0.1:1"
+            controllers = ["1@127.0.0.1:1", "2@b:1"]
+        "#;
+        assert_eq!(problems(apart), Vec::<String>::new());
+        for (from, to, word) in [
+            ("node_id = 1", "node_id = 3", "does not name node 3"),
+            ("node_id = 1", "node_id = 1\nlisten = \"127.0.0.1:2\"", "beside log.listen"),
+            ("data_dir = \"d\"", "", "without log.data_dir"),
+            ("broker = false", "replication_throttle = \"0B\"", "replication_throttle"),
+        ] {
+            let found = problems(&apart.replacen(from, to, 1));
             assert!(found.iter().any(|problem| problem.contains(word)), "{word}: {found:?}");
         }
     }

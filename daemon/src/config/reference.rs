@@ -93,10 +93,20 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "Where this node listens to the other nodes, if `controllers` names it.",
         ),
         (
+            "broker",
+            "boolean",
+            format!("`{}`", log.broker),
+            "Whether this node has copies of partitions and serves clients. `false` makes it a controller \
+             and nothing else: it needs `data_dir`, `controllers` that names it, and \
+             `controller_listen`.",
+        ),
+        (
             "rack",
             "text",
             none(),
-            "Where this node stands: the replicas of a partition are spread over racks.",
+            "Where this process stands, such as an availability zone. The replicas of a partition are spread \
+             over the racks of the nodes; capture and apply read from a replica in sync of their own \
+             rack, if there is one.",
         ),
         (
             "replication_factor",
@@ -109,6 +119,14 @@ fn log_keys(log: &LogSection, quoted: &dyn Fn(&dyn std::fmt::Display) -> String)
             "number",
             format!("`{}`", log.min_insync_replicas),
             "Of the topics that are created.",
+        ),
+        (
+            "replication_throttle",
+            "size",
+            none(),
+            "How much a second this node may copy for its replicas that are not in sync: those that are \
+             being added, or that begin with an empty disk. Must be more than is written to them, or \
+             they never get there. Without it, as fast as it goes.",
         ),
         (
             "flush",

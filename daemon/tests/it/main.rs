@@ -3,6 +3,14 @@
 #[cfg(test)]
 mod checks;
 #[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod cluster_cli;
+#[cfg(test)]
+mod cluster_pipelines;
+#[cfg(test)]
+mod cluster_writers;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod foreign;
@@ -14,6 +22,8 @@ mod lag;
 mod large;
 #[cfg(test)]
 mod losses;
+#[cfg(test)]
+mod numbers;
 #[cfg(test)]
 mod operator;
 #[cfg(test)]

@@ -26,6 +26,8 @@ pub(crate) struct Cluster {
     pub(crate) transport: Transport,
     pub(crate) settings: Settings,
     pub(crate) call_timeout: Duration,
+    /// Where this client is; empty if nobody says.
+    pub(crate) rack: KafkaString,
 }
 
 /// What a coordinator is asked for.
@@ -41,6 +43,9 @@ pub(crate) struct Connections {
     cluster: Arc<Cluster>,
     bootstrap: Option<Connection>,
     brokers: HashMap<BrokerId, Connection>,
+    /// Where the brokers were when one of them last said so: those that were named at first may all
+    /// be gone.
+    known: Vec<(BrokerId, String)>,
 }
 
 /// Where requests for a partition go.
@@ -53,7 +58,7 @@ pub(crate) struct Route {
 
 impl Connections {
     pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, bootstrap: None, brokers: HashMap::new() }
+        Self { cluster, bootstrap: None, brokers: HashMap::new(), known: Vec::new() }
     }
 
     /// A connection to any broker.
@@ -65,9 +70,21 @@ impl Connections {
         if let Some(connection) = self.brokers.values().next() {
             return Ok(connection.clone());
         }
-        let connection = self.cluster.transport.bootstrap(&self.cluster.settings).await?;
+        let connection = match self.cluster.transport.bootstrap(&self.cluster.settings).await {
+            Err(error @ Error::NoBroker { .. }) => self.any_known().await.ok_or(error)?,
+            other => other?,
+        };
         self.bootstrap = Some(connection.clone());
         Ok(connection)
+    }
+
+    async fn any_known(&mut self) -> Option<Connection> {
+        for (id, address) in self.known.clone() {
+            if let Ok(connection) = self.broker_at(id, &address).await {
+                return Some(connection);
+            }
+        }
+        None
     }
 
     /// What the cluster says about `topics`; nothing is created.
@@ -85,7 +102,12 @@ impl Connections {
         let request = MetadataRequestData::default()
             .with_topics(Some(topics))
             .with_allow_auto_topic_creation(false);
-        self.any().await?.call(request).await
+        let metadata: MetadataResponseData = self.any().await?.call(request).await?;
+        let known = metadata.brokers.iter().map(|broker| {
+            (BrokerId::new(broker.node_id), format!("{}:{}", broker.host, broker.port))
+        });
+        self.known = known.collect();
+        Ok(metadata)
     }
 
     /// The way to the controller; where the cluster names none, any broker forwards.
@@ -126,6 +148,12 @@ impl Connections {
     pub(crate) async fn leader(&mut self, partition: &TopicPartition) -> Result<Route, Error> {
         let mut routes = self.leaders(std::slice::from_ref(partition)).await?;
         routes.pop().unwrap_or(Err(Error::Closed))
+    }
+
+    /// The way to a broker that was named.
+    pub(crate) async fn named(&mut self, id: BrokerId) -> Result<Connection, Error> {
+        let metadata = self.metadata(&[]).await?;
+        self.broker(id, &metadata).await
     }
 
     /// The way to a coordinator.

@@ -17,7 +17,7 @@ use crate::{
     producer::{Producer, ProducerConfig},
     reader::{PartitionReader, ReaderConfig},
     transport::{Settings, Transport},
-    wire::KafkaString,
+    wire::{KafkaString, Request, Response},
 };
 
 /// How a client behaves.
@@ -31,6 +31,9 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long a call (topics, offsets, groups) is retried before it fails.
     pub call_timeout: Duration,
+    /// Where the client is: readers then read from a replica that is there too, if the cluster knows
+    /// of one (KIP-392).
+    pub rack: Option<String>,
 }
 
 impl Default for ClientConfig {
@@ -40,6 +43,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(60),
+            rack: None,
         }
     }
 }
@@ -97,7 +101,9 @@ impl Client {
             connect_timeout: config.connect_timeout,
             request_timeout: config.request_timeout,
         };
-        let cluster = Arc::new(Cluster { transport, settings, call_timeout: config.call_timeout });
+        let rack = KafkaString::from(config.rack.unwrap_or_default());
+        let call_timeout = config.call_timeout;
+        let cluster = Arc::new(Cluster { transport, settings, call_timeout, rack });
         let mut connections = Connections::new(Arc::clone(&cluster));
         connections.any().await?;
         Ok(Self { cluster, connections: Arc::new(tokio::sync::Mutex::new(connections)) })
@@ -229,6 +235,29 @@ impl Client {
         let mut backoff = self.backoff();
         loop {
             let result = self.try_fetch_offsets(group, of).await;
+            if let Some(result) = backoff.settle(result).await {
+                return result;
+            }
+        }
+    }
+
+    /// Asks any broker, again if the connection ends: for requests that may be repeated. What is
+    /// refused stands in the response.
+    ///
+    /// # Errors
+    /// If no broker answers in time, or none knows the request.
+    pub async fn ask<R>(&self, request: impl Into<Request>) -> Result<R, Error>
+    where
+        R: TryFrom<Response>,
+    {
+        let request = request.into();
+        let mut backoff = self.backoff();
+        loop {
+            let connection = self.connections.lock().await.any().await;
+            let result = match connection {
+                Ok(connection) => connection.call(request.clone()).await,
+                Err(error) => Err(error),
+            };
             if let Some(result) = backoff.settle(result).await {
                 return result;
             }

@@ -161,7 +161,7 @@ enum Link {
 
 /// The versions this client speaks. Capped where a newer version names topics by id only: every
 /// broker from Kafka 2.1 to 4.x has versions below the cap.
-const SPOKEN: [ApiRange; 13] = [
+const SPOKEN: [ApiRange; 21] = [
     ApiRange::new(ApiKey::Produce, 3, 12),
     ApiRange::new(ApiKey::Fetch, 4, 12),
     ApiRange::new(ApiKey::ListOffsets, 1, 7),
@@ -175,6 +175,14 @@ const SPOKEN: [ApiRange; 13] = [
     ApiRange::new(ApiKey::InitProducerId, 0, 4),
     ApiRange::new(ApiKey::DescribeConfigs, 1, 4),
     ApiRange::new(ApiKey::OffsetForLeaderEpoch, 2, 4),
+    ApiRange::new(ApiKey::CreatePartitions, 0, 3),
+    ApiRange::new(ApiKey::ElectLeaders, 0, 2),
+    ApiRange::new(ApiKey::AlterPartitionReassignments, 0, 1),
+    ApiRange::new(ApiKey::ListPartitionReassignments, 0, 0),
+    ApiRange::new(ApiKey::DescribeQuorum, 0, 2),
+    ApiRange::new(ApiKey::DescribeCluster, 0, 2),
+    ApiRange::new(ApiKey::UnregisterBroker, 0, 0),
+    ApiRange::new(ApiKey::RemoveRaftVoter, 0, 0),
 ];
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(0);

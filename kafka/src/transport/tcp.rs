@@ -42,6 +42,9 @@ const UNANSWERED: usize = 4096;
 /// Buffer growth at a time while a large response arrives.
 const READ_STEP_BYTES: usize = 1 << 20;
 
+/// Read ahead of the response that is waiting to be complete: most have come whole with their length.
+const READ_AHEAD_BYTES: usize = 8 << 10;
+
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
 type Writer = Box<dyn AsyncWrite + Send + Unpin>;
 
@@ -235,7 +238,7 @@ async fn read_frame(reader: &mut Reader, inbox: &mut BytesMut) -> Result<Bytes, 
             }
             missing = 4 + length - inbox.len();
         }
-        inbox.reserve(missing.min(READ_STEP_BYTES));
+        inbox.reserve(missing.clamp(READ_AHEAD_BYTES, READ_STEP_BYTES));
         if reader.read_buf(inbox).await? == 0 {
             return Err(End::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }

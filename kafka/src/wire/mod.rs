@@ -26,29 +26,34 @@ pub use kacrab_protocol::{
     generated::{
         ApiKey, ErrorCode, add_offsets_to_txn_request, add_offsets_to_txn_response,
         add_partitions_to_txn_request, add_partitions_to_txn_response, alter_configs_request,
-        alter_configs_response, api_versions_request, api_versions_response,
+        alter_configs_response, alter_partition_reassignments_request,
+        alter_partition_reassignments_response, api_versions_request, api_versions_response,
         create_partitions_request, create_partitions_response, create_topics_request,
         create_topics_response, delete_groups_request, delete_groups_response,
         delete_records_request, delete_records_response, delete_topics_request,
         delete_topics_response, describe_cluster_request, describe_cluster_response,
         describe_configs_request, describe_configs_response, describe_groups_request,
         describe_groups_response, describe_log_dirs_request, describe_log_dirs_response,
-        describe_producers_request, describe_producers_response, describe_topic_partitions_request,
+        describe_producers_request, describe_producers_response, describe_quorum_request,
+        describe_quorum_response, describe_topic_partitions_request,
         describe_topic_partitions_response, describe_transactions_request,
-        describe_transactions_response, end_txn_request, end_txn_response, fetch_request,
-        fetch_response, find_coordinator_request, find_coordinator_response, heartbeat_request,
-        heartbeat_response, incremental_alter_configs_request, incremental_alter_configs_response,
+        describe_transactions_response, elect_leaders_request, elect_leaders_response,
+        end_txn_request, end_txn_response, fetch_request, fetch_response, find_coordinator_request,
+        find_coordinator_response, heartbeat_request, heartbeat_response,
+        incremental_alter_configs_request, incremental_alter_configs_response,
         init_producer_id_request, init_producer_id_response, join_group_request,
         join_group_response, leave_group_request, leave_group_response, list_groups_request,
         list_groups_response, list_offsets_request, list_offsets_response,
+        list_partition_reassignments_request, list_partition_reassignments_response,
         list_transactions_request, list_transactions_response, metadata_request, metadata_response,
         offset_commit_request, offset_commit_response, offset_delete_request,
         offset_delete_response, offset_fetch_request, offset_fetch_response,
         offset_for_leader_epoch_request, offset_for_leader_epoch_response, produce_request,
-        produce_response, sasl_authenticate_request, sasl_authenticate_response,
-        sasl_handshake_request, sasl_handshake_response, sync_group_request, sync_group_response,
-        txn_offset_commit_request, txn_offset_commit_response, write_txn_markers_request,
-        write_txn_markers_response,
+        produce_response, remove_raft_voter_request, remove_raft_voter_response,
+        sasl_authenticate_request, sasl_authenticate_response, sasl_handshake_request,
+        sasl_handshake_response, sync_group_request, sync_group_response,
+        txn_offset_commit_request, txn_offset_commit_response, unregister_broker_request,
+        unregister_broker_response, write_txn_markers_request, write_txn_markers_response,
     },
 };
 pub use versions::{ApiRange, advertised, supports, unsupported_api_versions};
@@ -263,4 +268,10 @@ apis! {
     DescribeTransactions: describe_transactions_request / DescribeTransactionsRequestData, describe_transactions_response / DescribeTransactionsResponseData;
     ListTransactions: list_transactions_request / ListTransactionsRequestData, list_transactions_response / ListTransactionsResponseData;
     DescribeTopicPartitions: describe_topic_partitions_request / DescribeTopicPartitionsRequestData, describe_topic_partitions_response / DescribeTopicPartitionsResponseData;
+    ElectLeaders: elect_leaders_request / ElectLeadersRequestData, elect_leaders_response / ElectLeadersResponseData;
+    AlterPartitionReassignments: alter_partition_reassignments_request / AlterPartitionReassignmentsRequestData, alter_partition_reassignments_response / AlterPartitionReassignmentsResponseData;
+    ListPartitionReassignments: list_partition_reassignments_request / ListPartitionReassignmentsRequestData, list_partition_reassignments_response / ListPartitionReassignmentsResponseData;
+    DescribeQuorum: describe_quorum_request / DescribeQuorumRequestData, describe_quorum_response / DescribeQuorumResponseData;
+    UnregisterBroker: unregister_broker_request / UnregisterBrokerRequestData, unregister_broker_response / UnregisterBrokerResponseData;
+    RemoveRaftVoter: remove_raft_voter_request / RemoveRaftVoterRequestData, remove_raft_voter_response / RemoveRaftVoterResponseData;
 }

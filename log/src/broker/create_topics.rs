@@ -13,7 +13,7 @@ use super::describe_configs::{SOURCE_DEFAULT, SOURCE_TOPIC};
 use super::view::Topic;
 use crate::controller::{ControllerAnswer, ControllerRequest, CreatedTopic, NewTopic};
 use crate::log::Log;
-use crate::topic_config::{Overrides, SETTINGS};
+use crate::topic_config::{Defaults, Overrides, SETTINGS};
 use crate::topics::{NAME_RULE, is_valid_name};
 
 impl Log {
@@ -94,7 +94,7 @@ impl Log {
             .with_configs(Some(self.settings_of(&configs))))
     }
 
-    /// Makes a topic, to its end also when the connection that asked for it is gone.
+    /// Makes a topic, and waits a while until this node leads what it is to lead of it.
     async fn make(&self, new: NewTopic, validate_only: bool) -> Result<CreatedTopic, Refused> {
         let request = ControllerRequest::CreateTopics { topics: vec![new], validate_only };
         let ControllerAnswer::Created(mut created) = self.link.ask(request).await? else {
@@ -110,12 +110,14 @@ impl Log {
     }
 
     fn settings_of(&self, overrides: &Overrides) -> Vec<CreatableTopicConfigs> {
+        let image = self.metadata_now();
+        let defaults = Defaults::new(&self.shared.config, &image);
         SETTINGS
             .iter()
             .map(|setting| {
                 let own = overrides.get(setting.name);
                 let source = if own.is_some() { SOURCE_TOPIC } else { SOURCE_DEFAULT };
-                let value = own.cloned().unwrap_or_else(|| setting.default_of(&self.shared.config));
+                let value = own.cloned().unwrap_or_else(|| setting.default_of(defaults));
                 CreatableTopicConfigs::default()
                     .with_name(setting.name.to_owned().into())
                     .with_value(Some(value.into()))

@@ -1,6 +1,5 @@
 //! DeleteGroups: groups are forgotten whole. For a pipeline's group this is `tailwater detach`.
 
-use tailwater_kafka::BrokerConnection;
 use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::wire::delete_groups_request::DeleteGroupsRequestData;
 use tailwater_kafka::wire::delete_groups_response::{
@@ -11,6 +10,7 @@ use super::{Refused, code};
 use crate::Error;
 use crate::coordinator::{OFFSETS_TOPIC, offsets};
 use crate::log::Log;
+use crate::node::peer;
 
 /// The version in which brokers ask each other.
 const DELETE_GROUPS_VERSION: i16 = 2;
@@ -55,17 +55,17 @@ impl Log {
     }
 
     async fn delete_group_elsewhere(&self, group: &str) -> Result<(), Refused> {
-        let (broker, address) = self.coordinator_address(OFFSETS_TOPIC, group)?;
-        let peers = &self.shared.config.peers;
-        let unavailable = |error: tailwater_kafka::Error| {
-            Refused::new(ErrorCode::CoordinatorNotAvailable, error.to_string())
-        };
-        let connection =
-            BrokerConnection::connect(peers, broker, &address).await.map_err(unavailable)?;
+        let (broker, _) = self.coordinator_address(OFFSETS_TOPIC, group)?;
+        let unavailable = |reason| Refused::new(ErrorCode::CoordinatorNotAvailable, reason);
+        let image = self.image.subscribe();
+        let connection = peer::connect(&self.shared.config, &image, broker).await;
+        let connection = connection.map_err(unavailable)?;
         let request =
             DeleteGroupsRequestData::default().with_groups_names(vec![group.to_owned().into()]);
-        let deleted: DeleteGroupsResponseData =
-            connection.call_at(DELETE_GROUPS_VERSION, request).await.map_err(unavailable)?;
+        let deleted: DeleteGroupsResponseData = connection
+            .call_at(DELETE_GROUPS_VERSION, request)
+            .await
+            .map_err(|error: tailwater_kafka::Error| unavailable(error.to_string()))?;
         match deleted.results.first().map(|result| ErrorCode::from(result.error_code)) {
             Some(ErrorCode::None) => Ok(()),
             Some(code) => Err(code.into()),

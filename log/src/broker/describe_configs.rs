@@ -11,7 +11,7 @@ use tailwater_kafka::wire::{ErrorCode, KafkaString};
 
 use super::Refused;
 use crate::log::Log;
-use crate::topic_config::{SETTINGS, SettingType};
+use crate::topic_config::{Defaults, SETTINGS, SettingType};
 
 /// The topic was given this value.
 pub(super) const SOURCE_TOPIC: i8 = 1;
@@ -20,8 +20,10 @@ const SOURCE_NODE: i8 = 4;
 /// Nobody said otherwise.
 pub(super) const SOURCE_DEFAULT: i8 = 5;
 
-const TOPIC: i8 = 2;
-const BROKER: i8 = 4;
+/// A topic, as requests number what has settings.
+pub(super) const TOPIC: i8 = 2;
+/// A broker.
+pub(super) const BROKER: i8 = 4;
 
 impl Log {
     pub(super) fn describe_configs(
@@ -47,11 +49,11 @@ impl Log {
         let (_, topic) = image
             .topic_by_name(name)
             .ok_or_else(|| Refused::from(ErrorCode::UnknownTopicOrPartition))?;
-        let config = &self.shared.config;
+        let defaults = Defaults::new(&self.shared.config, &image);
         let settings = SETTINGS.iter().map(|setting| {
             let own = topic.configs.get(setting.name);
             let source = if own.is_some() { SOURCE_TOPIC } else { SOURCE_DEFAULT };
-            let value = own.cloned().unwrap_or_else(|| setting.default_of(config));
+            let value = own.cloned().unwrap_or_else(|| setting.default_of(defaults));
             described(setting.name, value, source, setting.kind)
         });
         Ok(settings.collect())

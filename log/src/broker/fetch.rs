@@ -5,6 +5,7 @@
 //! look, so no batch slips in between. Sessions (KIP-227) are not kept: session id 0 says so.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Refused;
+use super::read_replica::ClientReader;
+use super::view::Topic;
 use crate::log::Log;
 use crate::metadata::BrokerEpoch;
 use crate::replica::{EpochEnd, Fetched, divergence};
@@ -102,6 +105,7 @@ impl Log {
     async fn look(&self, request: &FetchRequestData, reader: Reader, version: i16) -> Answer {
         let most = usize::try_from(request.max_bytes).unwrap_or(0).min(MAX_ANSWER_BYTES);
         let mut answer = Answer { topics: Vec::new(), bytes: 0, urgent: false };
+        let client = ClientReader { rack: request.rack_id.as_str(), version };
         for asked in &request.topics {
             let topic = self.find_topic(&asked.topic, asked.topic_id);
             let mut answered = FetchableTopicResponse::default()
@@ -111,10 +115,10 @@ impl Log {
                 let left = most.saturating_sub(answer.bytes);
                 let at_least_one = answer.bytes == 0;
                 let found = topic.as_ref().map_err(Refused::clone);
-                let found = found.and_then(|it| self.find_partition(it, partition.partition));
                 let part = match found {
-                    Ok(found) => {
-                        fetch_partition(&found, reader, partition, left, at_least_one).await
+                    Ok(topic) => {
+                        let room = Room { bytes: left, at_least_one };
+                        self.fetch_one(topic, partition, (reader, client), room).await
                     }
                     Err(refused) => Err(refused),
                 };
@@ -124,6 +128,7 @@ impl Log {
                 };
                 answer.bytes += data.records.as_ref().map_or(0, Bytes::len);
                 answer.urgent |= data.error_code != 0
+                    || data.preferred_read_replica >= 0
                     || (version >= 12 && data.diverging_epoch != EpochEndOffset::default());
                 answered.partitions.push(data);
             }
@@ -131,14 +136,47 @@ impl Log {
         }
         answer
     }
+
+    async fn fetch_one(
+        &self,
+        topic: &Topic,
+        asked: &FetchPartition,
+        (reader, client): (Reader, ClientReader<'_>),
+        room: Room,
+    ) -> Result<PartitionData, Refused> {
+        let found = self.find_partition(topic, asked.partition)?;
+        if let Reader::Client = reader {
+            found.check_epoch(LeaderEpoch::new(asked.current_leader_epoch))?;
+            if let Some(other) = self.better_replica(topic, &found, asked, client)? {
+                let data = data(asked.partition, found.offsets()?);
+                let elsewhere = data.with_preferred_read_replica(other.get());
+                return Ok(elsewhere.with_records(Some(Bytes::new())));
+            }
+        }
+        let data = fetch_partition(&found, reader, asked, room).await?;
+        if let Reader::Client = reader
+            && found.leads().is_none()
+        {
+            let bytes = data.records.as_ref().map_or(0, Bytes::len);
+            self.follower_read_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        }
+        Ok(data)
+    }
+}
+
+/// What an answer has room for.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    bytes: usize,
+    /// There is nothing in it yet: a batch that is too large goes whole.
+    at_least_one: bool,
 }
 
 async fn fetch_partition(
     partition: &Arc<Partition>,
     reader: Reader,
     asked: &FetchPartition,
-    max_bytes: usize,
-    at_least_one: bool,
+    room: Room,
 ) -> Result<PartitionData, Refused> {
     let diverging = match reader {
         Reader::Client => diverging_epoch(partition, asked)?,
@@ -166,15 +204,21 @@ async fn fetch_partition(
     let request = ReadRequest {
         from: Offset::new(asked.fetch_offset),
         below: reader.below(),
-        max_bytes: own.min(max_bytes),
-        at_least_one,
+        max_bytes: own.min(room.bytes),
+        at_least_one: room.at_least_one,
     };
     let found = match read(partition, request).await {
         // A follower may be behind, or have lost its disk: only a leader knows what is not there.
         Err(refused)
             if refused.code == ErrorCode::OffsetOutOfRange && partition.leads().is_none() =>
         {
-            return Err(ErrorCode::NotLeaderOrFollower.into());
+            let is_ahead = request.from > offsets.end;
+            let code = if is_ahead {
+                ErrorCode::OffsetNotAvailable
+            } else {
+                ErrorCode::NotLeaderOrFollower
+            };
+            return Err(code.into());
         }
         found => found?,
     };

@@ -9,10 +9,11 @@ use tailwater_kafka::wire::offset_fetch_request::{
     OffsetFetchRequestData, OffsetFetchRequestGroup,
 };
 use tailwater_kafka::wire::offset_fetch_response::OffsetFetchResponseData;
-use tailwater_kafka::{BrokerConnection, BrokerId, Offset, PartitionId, TopicId};
+use tailwater_kafka::{BrokerId, Offset, PartitionId, TopicId};
 
 use crate::coordinator::{OFFSETS_TOPIC, offsets};
 use crate::log::Log;
+use crate::node::peer;
 use crate::partitions::PartitionKey;
 use crate::storage::retention::Hold;
 
@@ -62,12 +63,8 @@ impl Log {
 
     /// The attached pipelines whose coordinator is that broker.
     async fn attached_at(&self, broker: BrokerId) -> Option<Vec<Position>> {
-        let address = {
-            let image = self.image.borrow();
-            image.broker(broker)?.address()
-        };
-        let peers = &self.shared.config.peers;
-        let connection = BrokerConnection::connect(peers, broker, &address).await.ok()?;
+        let image = self.image.subscribe();
+        let connection = peer::connect(&self.shared.config, &image, broker).await.ok()?;
         let listed: ListGroupsResponseData =
             connection.call_at(LIST_GROUPS_VERSION, ListGroupsRequestData::default()).await.ok()?;
         if listed.error_code != 0 {

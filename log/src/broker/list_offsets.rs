@@ -66,13 +66,14 @@ impl Log {
 }
 
 async fn find(partition: &Arc<Partition>, asked: &ListOffsetsPartition) -> Result<Found, Refused> {
+    // A copy that is offline has more to say than that it does not lead.
+    partition.offsets()?;
     partition.check_leader(LeaderEpoch::new(asked.current_leader_epoch))?;
     // Until then it may seem to end before what an earlier leader has shown.
     if asked.timestamp != EARLIEST && !partition.readable_from_leader_start() {
         return Err(ErrorCode::OffsetNotAvailable.into());
     }
-    let offsets = partition.offsets()?;
-    let epochs = partition.epochs()?;
+    let (offsets, epochs) = (partition.offsets()?, partition.epochs()?);
     let position = |offset: Offset, leader_epoch| {
         Ok(Found { offset: offset.get(), timestamp_ms: -1, leader_epoch })
     };

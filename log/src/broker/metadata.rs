@@ -11,6 +11,7 @@ use super::Refused;
 use crate::coordinator;
 use crate::log::Log;
 use crate::metadata::{Image, PartitionState};
+use crate::partitions::PartitionKey;
 
 impl Log {
     pub(super) async fn metadata(
@@ -25,7 +26,7 @@ impl Log {
             None => {
                 let image = self.metadata_now();
                 let ids = image.topics().keys();
-                ids.map(|id| describe(&image, *id)).collect()
+                ids.map(|id| self.describe(&image, *id)).collect()
             }
             Some(names) => {
                 let mut topics = Vec::with_capacity(names.len());
@@ -60,13 +61,36 @@ impl Log {
             },
         };
         match found {
-            Ok(topic) => describe(&self.metadata_now(), topic.id),
+            Ok(topic) => self.describe(&self.metadata_now(), topic.id),
             Err(refused) => MetadataResponseTopic::default()
                 .with_error_code(refused.code())
                 // Null was not allowed before version 12, and ids came with 10.
                 .with_name(Some(asked.name.unwrap_or_default()))
                 .with_topic_id(asked.topic_id),
         }
+    }
+
+    fn describe(&self, image: &Image, id: TopicId) -> MetadataResponseTopic {
+        let described =
+            MetadataResponseTopic::default().with_topic_id(KafkaUuid::from_uuid(id.get()));
+        let Some(topic) = image.topic(id) else {
+            // Gone since it was found.
+            return described.with_error_code(ErrorCode::UnknownTopicId.into());
+        };
+        let partitions = topic.partitions.iter().map(|(number, state)| {
+            let leader = state.leader.filter(|leader| !self.is_stranded(*leader, (id, *number)));
+            describe_partition(image, *number, state, leader)
+        });
+        described
+            .with_name(Some(topic.name.clone().into()))
+            .with_is_internal(coordinator::is_internal(&topic.name))
+            .with_partitions(partitions.collect())
+    }
+
+    /// Whether `leader` is this node and cut off from the others: who leads by now, it cannot say.
+    fn is_stranded(&self, leader: BrokerId, key: PartitionKey) -> bool {
+        leader == self.shared.config.node_id
+            && self.partitions.get(key).is_some_and(|partition| partition.is_stranded())
     }
 }
 
@@ -78,35 +102,23 @@ fn broker((id, state): (BrokerId, &crate::metadata::BrokerState)) -> MetadataRes
         .with_rack(state.rack.clone().map(Into::into))
 }
 
-fn describe(image: &Image, id: TopicId) -> MetadataResponseTopic {
-    let described = MetadataResponseTopic::default().with_topic_id(KafkaUuid::from_uuid(id.get()));
-    let Some(topic) = image.topic(id) else {
-        // Gone since it was found.
-        return described.with_error_code(ErrorCode::UnknownTopicId.into());
-    };
-    let partitions =
-        topic.partitions.iter().map(|(number, state)| describe_partition(image, *number, state));
-    described
-        .with_name(Some(topic.name.clone().into()))
-        .with_is_internal(coordinator::is_internal(&topic.name))
-        .with_partitions(partitions.collect())
-}
-
 fn describe_partition(
     image: &Image,
     number: PartitionId,
     state: &PartitionState,
+    leader: Option<BrokerId>,
 ) -> MetadataResponsePartition {
     let ids = |brokers: &[BrokerId]| brokers.iter().map(|id| id.get()).collect::<Vec<_>>();
     let is_live = |id: &BrokerId| image.broker(*id).is_some_and(|broker| !broker.fenced);
-    let offline = state.replicas.iter().filter(|id| !is_live(id)).map(|id| id.get());
+    let is_offline = |id: &&BrokerId| !is_live(id) || state.offline.contains(id);
+    let offline = state.replicas.iter().filter(is_offline).map(|id| id.get());
     let described = MetadataResponsePartition::default()
         .with_partition_index(number.get())
         .with_leader_epoch(state.leader_epoch.get())
         .with_replica_nodes(ids(&state.replicas))
         .with_isr_nodes(ids(&state.isr))
         .with_offline_replicas(offline.collect());
-    match state.leader {
+    match leader {
         Some(leader) => described.with_leader_id(leader.get()),
         None => described.with_error_code(ErrorCode::LeaderNotAvailable.into()).with_leader_id(-1),
     }

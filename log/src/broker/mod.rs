@@ -4,11 +4,14 @@
 //! Nothing here keeps state: it reads requests, looks at the metadata, calls `storage`, `coordinator`
 //! and the controller, and writes down what they say in Kafka's words and error codes.
 
+mod alter_configs;
+mod create_partitions;
 mod create_topics;
 mod delete_groups;
 mod delete_topics;
 mod describe_cluster;
 mod describe_configs;
+mod elect_leaders;
 mod fetch;
 mod find_coordinator;
 mod holds;
@@ -21,6 +24,10 @@ mod offset_delete;
 mod offset_fetch;
 mod offset_for_leader_epoch;
 mod produce;
+mod quorum;
+mod read_replica;
+mod reassignments;
+mod unregister_broker;
 mod view;
 
 use async_trait::async_trait;
@@ -52,9 +59,18 @@ const APIS: &[ApiRange] = &[
     ApiRange::new(ApiKey::InitProducerId, 0, 5),
     ApiRange::new(ApiKey::OffsetForLeaderEpoch, 2, 4),
     ApiRange::new(ApiKey::DescribeConfigs, 1, 4),
+    ApiRange::new(ApiKey::AlterConfigs, 0, 2),
+    ApiRange::new(ApiKey::CreatePartitions, 0, 3),
     ApiRange::new(ApiKey::DeleteGroups, 0, 2),
+    ApiRange::new(ApiKey::ElectLeaders, 0, 2),
+    ApiRange::new(ApiKey::IncrementalAlterConfigs, 0, 1),
+    ApiRange::new(ApiKey::AlterPartitionReassignments, 0, 1),
+    ApiRange::new(ApiKey::ListPartitionReassignments, 0, 0),
     ApiRange::new(ApiKey::OffsetDelete, 0, 0),
+    ApiRange::new(ApiKey::DescribeQuorum, 0, 2),
     ApiRange::new(ApiKey::DescribeCluster, 0, 2),
+    ApiRange::new(ApiKey::UnregisterBroker, 0, 0),
+    ApiRange::new(ApiKey::RemoveRaftVoter, 0, 0),
     ApiRange::new(ApiKey::ListGroups, 0, 5),
 ];
 
@@ -97,6 +113,21 @@ impl Node for Log {
             Request::OffsetDelete(request) => self.offset_delete(request).await.into(),
             Request::DescribeCluster(request) => self.describe_cluster(request).into(),
             Request::ListGroups(request) => self.list_groups(&request).into(),
+            Request::AlterConfigs(request) => self.alter_configs(request).await.into(),
+            Request::IncrementalAlterConfigs(request) => {
+                self.incremental_alter_configs(request).await.into()
+            }
+            Request::CreatePartitions(request) => self.create_partitions(request).await.into(),
+            Request::ElectLeaders(request) => self.elect_leaders(request).await.into(),
+            Request::AlterPartitionReassignments(request) => {
+                self.alter_partition_reassignments(request).await.into()
+            }
+            Request::ListPartitionReassignments(request) => {
+                self.list_partition_reassignments(&request).into()
+            }
+            Request::DescribeQuorum(request) => self.describe_quorum(request, version).await.into(),
+            Request::UnregisterBroker(request) => self.unregister_broker(request).await.into(),
+            Request::RemoveRaftVoter(request) => self.remove_raft_voter(request).await.into(),
             #[expect(
                 clippy::panic,
                 reason = "callers answer what is not in APIS themselves: our own mistake otherwise"
@@ -141,7 +172,7 @@ impl From<ErrorCode> for Refused {
 impl From<Stopped> for Refused {
     fn from(stopped: Stopped) -> Self {
         let code = match &stopped {
-            Stopped::Offline(_) => ErrorCode::KafkaStorageError,
+            Stopped::Offline(_) | Stopped::Damaged(_) => ErrorCode::KafkaStorageError,
             Stopped::Deleted => ErrorCode::UnknownTopicOrPartition,
             Stopped::Closed => ErrorCode::NotLeaderOrFollower,
         };

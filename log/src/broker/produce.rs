@@ -169,7 +169,7 @@ impl Part {
             let topic = partition.topic_config();
             partition.offsets()?;
             partition.may_append(checks.acks)?;
-            let batch = check_batch(data, topic)?;
+            let batch = check_batch(data, &topic)?;
             check_time(&batch, checks.newest_ms)?;
             if topic.compact {
                 record_errors = records_without_key(&batch)?;

@@ -1,5 +1,6 @@
 //! What a request is about: topics as the metadata has them, partitions as this node has them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::Refused;
 use crate::controller::{ControllerAnswer, ControllerRequest, NewTopic, Refusal};
 use crate::coordinator::{self, NotChanged, Store};
 use crate::log::Log;
-use crate::metadata::{BrokerEpoch, Image, PartitionState, TopicImage};
+use crate::metadata::{BrokerEpoch, BrokerState, Image, PartitionState, TopicImage};
 use crate::storage::partition::Partition;
 
 /// Partitions of the log's own topics. The number stays for the cluster's life; Kafka's 50 are for
@@ -27,9 +28,6 @@ const INTERNAL_SEGMENT_BYTES: &str = "16777216";
 /// How long a request may wait for a coordinator that is just being made, or loads.
 const COORDINATOR_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between looks whether a coordinator is there.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
-
 /// A topic as the metadata has it at the time of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Topic {
@@ -41,6 +39,11 @@ impl Topic {
     /// The topic itself.
     pub(super) fn state(&self) -> Option<&TopicImage> {
         self.image.topic(self.id)
+    }
+
+    /// The brokers there are.
+    pub(super) fn brokers(&self) -> &BTreeMap<BrokerId, BrokerState> {
+        self.image.brokers()
     }
 
     /// Its name.
@@ -102,13 +105,14 @@ impl Log {
         key: &str,
     ) -> Result<Arc<Store>, Refused> {
         self.make_internal(topic).await?;
-        Ok(patiently(|| {
-            let image = self.metadata_now();
-            let (_, partitions) = image.topic_by_name(topic).ok_or(NotChanged::Loading)?;
-            let partition = coordinator::partition_of(key, partitions.partitions.len());
-            self.store_of(topic, partition)
-        })
-        .await?)
+        Ok(self
+            .patiently(|| {
+                let image = self.metadata_now();
+                let (_, partitions) = image.topic_by_name(topic).ok_or(NotChanged::Loading)?;
+                let partition = coordinator::partition_of(key, partitions.partitions.len());
+                self.store_of(topic, partition)
+            })
+            .await?)
     }
 
     /// What this node keeps in a partition of one of the log's own topics, once that is read.
@@ -120,7 +124,33 @@ impl Log {
         topic: &str,
         partition: PartitionId,
     ) -> Result<Arc<Store>, NotChanged> {
-        patiently(|| self.store_of(topic, partition)).await
+        self.patiently(|| self.store_of(topic, partition)).await
+    }
+
+    /// Looks for a coordinator again while it loads.
+    async fn patiently(
+        &self,
+        look: impl Fn() -> Result<Arc<Store>, NotChanged>,
+    ) -> Result<Arc<Store>, NotChanged> {
+        let (mut image, mut coordinators) = (self.image.subscribe(), self.coordinators.watch());
+        let looking = async {
+            loop {
+                image.mark_unchanged();
+                coordinators.mark_unchanged();
+                match look() {
+                    Err(NotChanged::Loading) => {}
+                    other => return other,
+                }
+                // Both senders are this node's own.
+                tokio::select! {
+                    biased;
+                    _ = image.changed() => {}
+                    _ = coordinators.changed() => {}
+                }
+            }
+        };
+        let found = tokio::time::timeout(COORDINATOR_PATIENCE, looking).await;
+        found.unwrap_or(Err(NotChanged::Loading))
     }
 
     fn store_of(&self, topic: &str, partition: PartitionId) -> Result<Arc<Store>, NotChanged> {
@@ -146,8 +176,13 @@ impl Log {
         }
         // Of all brokers there are to be, not of those that are live just now: what is made while
         // others start, or are away, would have too few replicas for ever.
-        let controllers = self.shared.config.all_controllers().len();
-        let replicas = image.brokers().len().max(controllers).clamp(1, INTERNAL_REPLICAS);
+        let config = &self.shared.config;
+        let expected = match self.controller {
+            Some(_) => config.all_controllers().len(),
+            // They may be apart from the brokers.
+            None => usize::try_from(config.replication_factor).unwrap_or(1),
+        };
+        let replicas = image.brokers().len().max(expected).clamp(1, INTERNAL_REPLICAS);
         let configs = [("cleanup.policy", "compact"), ("segment.bytes", INTERNAL_SEGMENT_BYTES)];
         let new = NewTopic {
             name: topic.to_owned(),
@@ -192,35 +227,42 @@ impl Log {
     /// Waits until this node knows of a topic that the controller has just made, or no longer knows
     /// of one that it removed.
     pub(super) async fn wait_for_topic(&self, id: TopicId, there: bool) {
+        self.wait_until_known(|image| image.topic(id).is_some() == there).await;
+    }
+
+    /// Waits until this node has heard of what the controller has just decided, for a while.
+    pub(super) async fn wait_until_known(&self, mut known: impl FnMut(&Image) -> bool) {
         let mut image = self.image.subscribe();
-        let known = image.wait_for(|image| image.topic(id).is_some() == there);
+        let known = image.wait_for(|image| known(image));
         // Whoever asked will find out otherwise.
         drop(tokio::time::timeout(COORDINATOR_PATIENCE, known).await);
     }
 }
 
-/// To who asks for a coordinator, that there is no controller means that there is none now.
+/// What the controller decided on each of `count` things; on all of them the same where it has not
+/// decided at all.
+pub(super) fn decided(
+    answer: Result<ControllerAnswer, Refusal>,
+    count: usize,
+) -> Vec<Result<(), Refused>> {
+    match answer {
+        Ok(ControllerAnswer::Done(outcomes)) => {
+            outcomes.into_iter().map(|outcome| outcome.map_err(Refused::from)).collect()
+        }
+        Ok(_) => vec![Err(ErrorCode::UnknownServerError.into()); count],
+        Err(refusal) => vec![Err(refusal.into()); count],
+    }
+}
+
+/// To who asks for a coordinator, that there is no controller means that there is none now. So does
+/// that this node is registering anew, and has the epoch of its former registration still.
 pub(super) fn coordinator_refusal(refusal: Refusal) -> Refused {
     match refusal.code {
-        ErrorCode::NotController => {
+        ErrorCode::NotController
+        | ErrorCode::StaleBrokerEpoch
+        | ErrorCode::BrokerIdNotRegistered => {
             Refused::new(ErrorCode::CoordinatorNotAvailable, refusal.message)
         }
         _ => refusal.into(),
     }
-}
-
-/// Looks for a coordinator again while it loads.
-async fn patiently(
-    look: impl Fn() -> Result<Arc<Store>, NotChanged>,
-) -> Result<Arc<Store>, NotChanged> {
-    let looking = async {
-        loop {
-            match look() {
-                Err(NotChanged::Loading) => tokio::time::sleep(LOOK_AGAIN).await,
-                other => return other,
-            }
-        }
-    };
-    let found = tokio::time::timeout(COORDINATOR_PATIENCE, looking).await;
-    found.unwrap_or(Err(NotChanged::Loading))
 }

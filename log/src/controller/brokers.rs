@@ -22,6 +22,7 @@ use tailwater_kafka::BrokerId;
 use tailwater_kafka::wire::ErrorCode;
 
 use super::draft::Draft;
+use super::partitions;
 use super::requests::{ControllerAnswer, Heartbeat, HeartbeatAnswer, Refusal, Registration};
 use super::sessions::Sessions;
 use crate::metadata::{BrokerEpoch, BrokerState, Image, PartitionState, Record};
@@ -110,7 +111,9 @@ pub(super) fn heartbeat(
     sessions: &Sessions,
     request: &Heartbeat,
 ) -> Result<ControllerAnswer, Refusal> {
-    let known = check_epoch(draft.image(), request.id, request.epoch)?;
+    let known = &check_epoch(draft.image(), request.id, request.epoch)?.clone();
+    // First: whoever is unfenced below may lead, but not with a copy that it cannot use.
+    partitions::note_copies(draft, request.id, &request.copies);
     let mut state = known.clone();
     if request.stopping {
         state.stopping = true;

@@ -123,13 +123,16 @@ fn choose_unclean(
     if state.leader.is_some() {
         return Err(not_needed("the partition has a leader"));
     }
-    let is_there = |id: &BrokerId| image.is_eligible(*id);
+    let is_there = |id: &BrokerId| image.is_eligible(*id) && !state.offline.contains(id);
     state
         .last_known_leader
         .filter(|id| state.replicas.contains(id) && is_there(id))
         .or_else(|| state.replicas.iter().copied().find(is_there))
         .ok_or_else(|| {
-            let message = format!("no replica of {named} is there: start one of its brokers");
+            let message = format!(
+                "no replica of {named} is there that can be used: start one of its brokers, or \
+                 repair its disk"
+            );
             Refusal::new(ErrorCode::EligibleLeadersNotAvailable, message)
         })
 }

@@ -25,11 +25,13 @@
 //! | `elections` | preferred and unclean elections |
 //! | `reassignment` | moving replicas |
 //! | `topics`, `placement` | topics, their partitions and settings; who gets the replicas |
+//! | `guarded` | what cannot be changed about topics that others rely on |
 //! | `producer_ids` | blocks of producer ids |
 
 mod brokers;
 mod draft;
 mod elections;
+mod guarded;
 mod partitions;
 mod placement;
 mod producer_ids;
@@ -50,9 +52,11 @@ use self::draft::Draft;
 use self::sessions::Sessions;
 use crate::metadata::{ClusterState, Image, LEVEL, MetadataIndex, Record};
 
+pub(crate) use self::placement::Placement;
 pub(crate) use self::requests::{
-    AlterPartitions, ControllerAnswer, ControllerRequest, CreatedTopic, Heartbeat, IsrChange,
-    NewTopic, Refusal, Registration, TopicRef,
+    AlterPartitions, ConfigChange, ControllerAnswer, ControllerRequest, CopyReport, CreatedTopic,
+    ElectionKind, Heartbeat, IsrChange, MorePartitions, NewTopic, Refusal, Registration,
+    TopicConfigs, TopicRef,
 };
 pub(crate) use self::settings::Settings;
 

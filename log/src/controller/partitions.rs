@@ -5,15 +5,22 @@
 //! nearest state that keeps the rules; settling again changes nothing. The rules:
 //!
 //! ```text
-//! 1. a fenced broker is in no ISR; a stopping one only if no other member is there
+//! 1. a fenced broker is in no ISR, nor is one that cannot use its copy (it is offline); a stopping
+//!    one only if no other member is there
 //! 2. who leaves the ISR goes to the ELR, as do members of the ELR stay there,
 //!      while  |ISR| < min ISR  (the leader commits nothing: they stay complete)
 //!      else the ELR is empty   (the leader commits without them)
+//!    but for a copy that is offline: it is not trusted to be complete unless no other is
 //! 3. a reassignment whose target is in sync is complete
 //! 4. leader: the present one if it may, else the first of the ISR in the order of the replicas,
 //!    else, if the ISR is empty, the first of the ELR, which then is the ISR; else nobody
-//! 5. another leader: leader epoch + 1; any change: partition epoch + 1
+//! 5. another leader, or a copy that was offline and is not any more: leader epoch + 1;
+//!    any change: partition epoch + 1
 //! ```
+//!
+//! The second half of rule 5 is for a copy that comes back with less than it had, made anew in the
+//! place of a damaged one: a position that its broker told of the former copy, and that is still on
+//! its way or remembered by the leader, is of an older epoch and counts no more.
 //!
 //! So with nobody left in sync, the last who were wait in the ELR, and the first to come back
 //! leads:
@@ -35,7 +42,7 @@ use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::{BrokerId, LeaderEpoch, PartitionId, TopicId};
 
 use super::draft::Draft;
-use super::requests::{AlterPartitions, ControllerAnswer, IsrChange, Refusal};
+use super::requests::{AlterPartitions, ControllerAnswer, CopyReport, IsrChange, Refusal};
 use crate::metadata::{BrokerState, PartitionEpoch, PartitionState, Record};
 
 /// What a partition is to become, as far as the rules allow.
@@ -49,6 +56,8 @@ pub(super) struct Wanted {
     pub(super) preferred: Option<BrokerId>,
     /// No longer complete: not in the ISR, and not in the ELR either.
     pub(super) lost: Vec<BrokerId>,
+    /// Whose broker cannot use its copy.
+    pub(super) offline: Vec<BrokerId>,
 }
 
 impl Wanted {
@@ -61,6 +70,7 @@ impl Wanted {
             isr: state.isr.clone(),
             preferred: None,
             lost: Vec::new(),
+            offline: state.offline.clone(),
         }
     }
 }
@@ -73,6 +83,7 @@ pub(super) fn new_partition(replicas: Vec<BrokerId>) -> PartitionState {
         elr: Vec::new(),
         adding: Vec::new(),
         removing: Vec::new(),
+        offline: Vec::new(),
         leader,
         last_known_leader: leader,
         leader_epoch: LeaderEpoch::new(0),
@@ -88,28 +99,32 @@ pub(super) fn settle(
     brokers: &BTreeMap<BrokerId, BrokerState>,
     min_isr: impl Fn(&PartitionState) -> usize,
 ) -> Option<PartitionState> {
-    let Wanted { replicas, adding, removing, isr, preferred, lost } = wanted;
+    let Wanted { replicas, adding, removing, isr, preferred, lost, offline } = wanted;
     let mut new = PartitionState { replicas, adding, removing, ..old.clone() };
-    let members: BTreeSet<_> = isr.into_iter().filter(|id| !lost.contains(id)).collect();
+    new.offline = new.replicas.iter().copied().filter(|id| offline.contains(id)).collect();
+    let excluded = |id: &BrokerId| lost.contains(id) || offline.contains(id);
+    let members: BTreeSet<_> = isr.into_iter().filter(|id| !excluded(id)).collect();
     new.isr = in_sync(&new.replicas, &members, brokers);
     finish_reassignment(&mut new);
-    new.elr = new
+    let complete = new
         .replicas
         .iter()
         .copied()
-        .filter(|id| old.is_complete_on(*id) && !new.isr.contains(id) && !lost.contains(id))
-        .collect();
+        .filter(|id| old.is_complete_on(*id) && !new.isr.contains(id) && !lost.contains(id));
+    new.elr = trusted(complete.collect(), &new);
     elect(&mut new, preferred, brokers);
     // Who was elected from the ELR is in sync now, and may have been what was missing.
     finish_reassignment(&mut new);
     new.elr.retain(|id| new.replicas.contains(id));
+    new.offline.retain(|id| new.replicas.contains(id));
     if new.isr.len() >= min_isr(&new) {
         new.elr.clear();
     }
     if new == *old {
         return None;
     }
-    if new.leader != old.leader {
+    let came_back = |id: &BrokerId| new.replicas.contains(id) && !new.offline.contains(id);
+    if new.leader != old.leader || old.offline.iter().any(came_back) {
         new.leader_epoch = next_epoch(old.leader_epoch);
         new.last_known_leader = new.leader.or(old.leader).or(old.last_known_leader);
     }
@@ -134,6 +149,16 @@ fn in_sync(
     if staying.is_empty() { there(|broker| !broker.fenced) } else { staying }
 }
 
+/// Of those who are `complete` and not in the ISR, the ones to rely on: without copies that are
+/// offline, unless nobody else has what they had.
+fn trusted(complete: Vec<BrokerId>, state: &PartitionState) -> Vec<BrokerId> {
+    let usable = |id: &BrokerId| !state.offline.contains(id);
+    if state.isr.is_empty() && !complete.iter().any(usable) {
+        return complete;
+    }
+    complete.into_iter().filter(usable).collect()
+}
+
 fn finish_reassignment(state: &mut PartitionState) {
     let target = state.target_replicas();
     if state.is_reassigning() && target.iter().all(|id| state.isr.contains(id)) {
@@ -149,7 +174,9 @@ fn elect(
     preferred: Option<BrokerId>,
     brokers: &BTreeMap<BrokerId, BrokerState>,
 ) {
-    let may_lead = |id: &BrokerId| brokers.get(id).is_some_and(BrokerState::is_eligible);
+    let may_lead = |id: &BrokerId| {
+        brokers.get(id).is_some_and(BrokerState::is_eligible) && !state.offline.contains(id)
+    };
     let in_isr = |id: &BrokerId| state.isr.contains(id);
     let elected = preferred
         .filter(|id| in_isr(id) && may_lead(id))
@@ -169,6 +196,24 @@ fn elect(
 fn next_epoch(epoch: LeaderEpoch) -> LeaderEpoch {
     let next = epoch.get().checked_add(1).expect("a partition has no 2^31 elections");
     LeaderEpoch::new(next)
+}
+
+/// Takes note of what a broker says of its copies. Of partitions that it has no part in, by now, it may
+/// say what it likes.
+pub(super) fn note_copies(draft: &mut Draft<'_>, id: BrokerId, copies: &[CopyReport]) {
+    for CopyReport { topic, partition, offline } in copies {
+        let Some(state) = draft.image().partition(*topic, *partition) else { continue };
+        if !state.replicas.contains(&id) || state.offline.contains(&id) == *offline {
+            continue;
+        }
+        tracing::warn!(broker = %id, %topic, %partition, offline, "a copy is usable or not any more");
+        draft.settle(*topic, *partition, |state| {
+            let mut wanted = Wanted::as_it_is(state);
+            wanted.offline.retain(|other| *other != id);
+            wanted.offline.extend(offline.then_some(id));
+            wanted
+        });
+    }
 }
 
 /// Decides what a leader proposes.
@@ -273,6 +318,7 @@ fn check_members(
             Some(broker) if broker.fenced => "is fenced",
             // One that is in the ISR and stops stays while nobody takes its place.
             Some(broker) if broker.stopping && !state.isr.contains(id) => "is stopping",
+            Some(_) if state.offline.contains(id) => "cannot use its copy",
             Some(_) => continue,
         };
         let message = format!("broker {id} {ineligible}");

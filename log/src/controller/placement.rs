@@ -1,4 +1,4 @@
-//! Which brokers get the replicas of new partitions.
+//! Which brokers get the replicas of new partitions, and of those that move (`crate::moves`).
 //!
 //! One rule after the other, the next where the former leaves a choice: replicas of a partition
 //! stand in as many racks as can be; each broker has as many of the topic's leaders, then replicas,
@@ -25,11 +25,20 @@ struct Load {
 
 impl Load {
     fn add(&mut self, replicas: &[BrokerId]) {
+        self.count(replicas, |count| *count += 1);
+    }
+
+    /// Takes back [`Load::add`].
+    fn remove(&mut self, replicas: &[BrokerId]) {
+        self.count(replicas, |count| *count = count.saturating_sub(1));
+    }
+
+    fn count(&mut self, replicas: &[BrokerId], change: impl Fn(&mut usize)) {
         let Some(leader) = replicas.first() else { return };
-        *self.leaders.entry(*leader).or_default() += 1;
+        change(self.leaders.entry(*leader).or_default());
         for replica in replicas {
-            *self.replicas.entry(*replica).or_default() += 1;
-            *self.pairs.entry((*leader, *replica)).or_default() += 1;
+            change(self.replicas.entry(*replica).or_default());
+            change(self.pairs.entry((*leader, *replica)).or_default());
         }
     }
 
@@ -48,7 +57,7 @@ impl Load {
 
 /// Places the partitions of one topic.
 #[derive(Debug)]
-pub(super) struct Placement {
+pub(crate) struct Placement {
     /// Who may get replicas, with the rack of each.
     brokers: BTreeMap<BrokerId, Option<String>>,
     of_topic: Load,
@@ -64,8 +73,7 @@ impl Placement {
             .filter(|(_, broker)| broker.is_eligible())
             .map(|(id, broker)| (*id, broker.rack.clone()))
             .collect();
-        let mut placement =
-            Self { brokers, of_topic: Load::default(), of_cluster: Load::default() };
+        let mut placement = Self::over(brokers);
         for (.., state) in image.partitions() {
             placement.of_cluster.add(&state.target_replicas());
         }
@@ -73,6 +81,38 @@ impl Placement {
             placement.of_topic.add(&state.target_replicas());
         }
         placement
+    }
+
+    /// Over these brokers, which have nothing yet.
+    pub(crate) fn over(brokers: BTreeMap<BrokerId, Option<String>>) -> Self {
+        Self { brokers, of_topic: Load::default(), of_cluster: Load::default() }
+    }
+
+    /// Notes the replicas of a partition, of the topic to be placed or of another.
+    pub(crate) fn note(&mut self, replicas: &[BrokerId], of_topic: bool) {
+        self.of_cluster.add(replicas);
+        if of_topic {
+            self.of_topic.add(replicas);
+        }
+    }
+
+    /// Gives a partition of the topic `replication_factor` replicas in the place of its `former`
+    /// ones, `kept` before all others; fewer if there are not enough brokers.
+    pub(crate) fn replace(
+        &mut self,
+        former: &[BrokerId],
+        kept: &[BrokerId],
+        replication_factor: usize,
+    ) -> Vec<BrokerId> {
+        self.of_topic.remove(former);
+        self.of_cluster.remove(former);
+        self.complete(kept.to_vec(), replication_factor)
+    }
+
+    /// Of these brokers, the one that leads least.
+    pub(crate) fn leads_least(&self, ids: &[BrokerId]) -> Option<BrokerId> {
+        let able = ids.iter().copied().filter(|id| self.brokers.contains_key(id));
+        able.min_by_key(|id| (self.of_topic.leaders(*id), self.of_cluster.leaders(*id), *id))
     }
 
     /// The replicas of `count` more partitions.
@@ -96,7 +136,14 @@ impl Placement {
     }
 
     fn place_one(&mut self, replication_factor: usize) -> Vec<BrokerId> {
-        let mut replicas: Vec<BrokerId> = Vec::with_capacity(replication_factor);
+        self.complete(Vec::with_capacity(replication_factor), replication_factor)
+    }
+
+    fn complete(
+        &mut self,
+        mut replicas: Vec<BrokerId>,
+        replication_factor: usize,
+    ) -> Vec<BrokerId> {
         while replicas.len() < replication_factor {
             let next = match replicas.first() {
                 None => self.next_leader(),

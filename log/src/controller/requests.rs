@@ -76,6 +76,20 @@ pub(crate) struct Heartbeat {
     pub(crate) applied: MetadataIndex,
     /// Whether it wants to stop.
     pub(crate) stopping: bool,
+    /// Its copies that are not as the metadata it has applied says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) copies: Vec<CopyReport>,
+}
+
+/// What a broker says of its copy of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CopyReport {
+    /// The topic.
+    pub(crate) topic: TopicId,
+    /// The partition.
+    pub(crate) partition: PartitionId,
+    /// Whether it cannot use it.
+    pub(crate) offline: bool,
 }
 
 /// What a leader has found out about its followers.
@@ -150,10 +164,24 @@ pub(crate) struct MorePartitions {
 pub(crate) struct TopicConfigs {
     /// Its name.
     pub(crate) name: String,
-    /// New values; `None` takes a setting back to its default.
-    pub(crate) changes: BTreeMap<String, Option<String>>,
+    /// What becomes of each setting that is named.
+    pub(crate) changes: BTreeMap<String, ConfigChange>,
     /// Whether settings that are not named go back to their defaults.
     pub(crate) replaces_all: bool,
+}
+
+/// What becomes of a setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum ConfigChange {
+    /// It has this value.
+    Set(String),
+    /// It has its default.
+    Delete,
+    /// A list has these too, separated by commas.
+    Append(String),
+    /// A list has these no more.
+    Subtract(String),
 }
 
 /// Which elections are asked for.

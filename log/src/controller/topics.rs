@@ -6,9 +6,12 @@ use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::{BrokerId, PartitionId, TopicId};
 
 use super::draft::Draft;
+use super::guarded;
 use super::partitions::new_partition;
 use super::placement::Placement;
-use super::requests::{CreatedTopic, MorePartitions, NewTopic, Refusal, TopicConfigs, TopicRef};
+use super::requests::{
+    ConfigChange, CreatedTopic, MorePartitions, NewTopic, Refusal, TopicConfigs, TopicRef,
+};
 use crate::metadata::{Image, Record, TopicImage};
 use crate::topic_config;
 use crate::topics::{NAME_RULE, is_valid_name};
@@ -33,6 +36,7 @@ pub(super) fn create(
         return Err(Refusal::new(ErrorCode::InvalidRequest, message));
     }
     check_configs(&asked.configs)?;
+    guarded::check_new(&asked.name, &asked.configs)?;
     let replicas = place(draft, asked)?;
     if !validate_only {
         draft.write(Record::Topic {
@@ -184,6 +188,7 @@ pub(super) fn add_partitions(
     validate_only: bool,
 ) -> Result<(), Refusal> {
     let (id, topic) = find(draft.image(), &asked.name)?;
+    guarded::check_growth(draft.image(), &asked.name)?;
     let present = topic.partitions.len();
     let count = check_count(asked.count, draft.settings().max_partitions)?;
     let Some(more) = count.checked_sub(present).filter(|more| *more > 0) else {
@@ -216,13 +221,11 @@ pub(super) fn set_configs(
 ) -> Result<(), Refusal> {
     let (id, topic) = find(draft.image(), &asked.name)?;
     let mut configs = if asked.replaces_all { BTreeMap::new() } else { topic.configs.clone() };
-    for (name, value) in &asked.changes {
-        match value {
-            Some(value) => configs.insert(name.clone(), value.clone()),
-            None => configs.remove(name),
-        };
+    for (name, change) in &asked.changes {
+        apply(&mut configs, name, change)?;
     }
     check_configs(&configs)?;
+    guarded::check_settings(draft.image(), topic, &configs)?;
     if validate_only || configs == topic.configs {
         return Ok(());
     }
@@ -233,4 +236,28 @@ pub(super) fn set_configs(
         draft.settle(id, partition, super::partitions::Wanted::as_it_is);
     }
     Ok(())
+}
+
+fn apply(
+    configs: &mut BTreeMap<String, String>,
+    name: &str,
+    change: &ConfigChange,
+) -> Result<(), Refusal> {
+    let (value, adds) = match change {
+        ConfigChange::Set(value) => {
+            configs.insert(name.to_owned(), value.clone());
+            return Ok(());
+        }
+        ConfigChange::Delete => {
+            // A name that nobody knows is a mistake also where it is taken away.
+            topic_config::check_name(name)
+                .map_err(|problem| Refusal::new(ErrorCode::InvalidConfig, problem))?;
+            configs.remove(name);
+            return Ok(());
+        }
+        ConfigChange::Append(value) => (value, true),
+        ConfigChange::Subtract(value) => (value, false),
+    };
+    topic_config::change_list(configs, name, value, adds)
+        .map_err(|problem| Refusal::new(ErrorCode::InvalidConfig, problem))
 }

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tailwater_kafka::{LeaderEpoch, PartitionId};
+use tokio::sync::watch;
 
 pub(crate) use store::{NotChanged, Store};
 
@@ -48,6 +49,8 @@ pub(crate) fn partition_of(key: &str, count: usize) -> PartitionId {
 #[derive(Debug, Default)]
 pub(crate) struct Coordinators {
     stores: RwLock<BTreeMap<(String, PartitionId), Arc<Store>>>,
+    /// Another store, or one that has been read or has ended.
+    changed: watch::Sender<()>,
 }
 
 impl Coordinators {
@@ -59,12 +62,14 @@ impl Coordinators {
         flusher: &Arc<Flusher>,
     ) {
         if is_internal(&partition.name.topic) {
-            let store = Store::load(Arc::clone(partition), leader_epoch, Arc::clone(flusher));
+            let (partition, flusher) = (Arc::clone(partition), Arc::clone(flusher));
             let key = (partition.name.topic.clone(), partition.name.partition);
+            let store = Store::load(partition, leader_epoch, flusher, self.changed.clone());
             self.stores
                 .write()
                 .unwrap_or_else(PoisonError::into_inner)
                 .insert(key, Arc::new(store));
+            self.changed.send_replace(());
         }
     }
 
@@ -72,6 +77,23 @@ impl Coordinators {
     pub(crate) fn resign(&self, partition: &Partition) {
         let key = (partition.name.topic.clone(), partition.name.partition);
         self.stores.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        self.changed.send_replace(());
+    }
+
+    /// Reads anew what ended although this node leads it: a change of unknown outcome, a disk that
+    /// could not be read.
+    pub(crate) fn renew(&self, flusher: &Arc<Flusher>) {
+        let mut stores = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+        for store in stores.values_mut() {
+            if let Some(renewed) = store.renewed(flusher, &self.changed) {
+                *store = Arc::new(renewed);
+            }
+        }
+    }
+
+    /// Told whenever another answer of [`Coordinators::store`] may be had.
+    pub(crate) fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// The store of that partition.
@@ -99,12 +121,8 @@ impl Coordinators {
         let of_topic = stores.iter().filter(|((name, _), _)| name == topic);
         let mut all = Vec::new();
         for (_, store) in of_topic {
-            match store.check() {
-                Ok(()) => all.push(Arc::clone(store)),
-                // Another node's by now.
-                Err(NotChanged::NotCoordinator) => {}
-                Err(other) => return Err(other),
-            }
+            store.check()?;
+            all.push(Arc::clone(store));
         }
         Ok(all)
     }

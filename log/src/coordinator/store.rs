@@ -7,6 +7,9 @@
 //!                                                                        nothing
 //! ```
 //!
+//! Where the outcome of a change cannot be known but nobody else leads, all is read anew, into another
+//! store: what stands in this one may be from before the change.
+//!
 //! A change is a record per entry, all in one batch: it happens whole or not at all. It shows in the
 //! map, and its caller is told, when every in-sync replica has it. Changes that wait share a batch.
 //! One whose outcome cannot be known, because another leads by now, is not shown: the new leader
@@ -18,7 +21,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tailwater_kafka::{BatchBuilder, BatchStamp, LeaderEpoch, Limits, Offset, RecordBatch};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::storage::append::NotTaken;
@@ -58,6 +61,8 @@ pub(crate) enum NotChanged {
 /// A handle on the map, and on the task that changes it.
 #[derive(Debug)]
 pub(crate) struct Store {
+    partition: Arc<Partition>,
+    leader_epoch: LeaderEpoch,
     entries: Arc<Mutex<Entries>>,
     loaded: Arc<AtomicBool>,
     requests: mpsc::Sender<Request>,
@@ -74,39 +79,59 @@ struct Request {
 }
 
 impl Store {
-    /// Begins to load what `partition` holds, which this node leads in that epoch.
+    /// Begins to load what `partition` holds, which this node leads in that epoch; `changed` is told
+    /// when that is done, and when the store has ended.
     pub(crate) fn load(
         partition: Arc<Partition>,
         leader_epoch: LeaderEpoch,
         flusher: Arc<Flusher>,
+        changed: watch::Sender<()>,
     ) -> Self {
         let entries = Arc::new(Mutex::new(Entries::new()));
         let loaded = Arc::new(AtomicBool::new(false));
         let (requests, incoming) = mpsc::channel(WAITING_CHANGES);
         let keeper = Keeper {
-            partition,
+            partition: Arc::clone(&partition),
             leader_epoch,
             flusher,
             entries: Arc::clone(&entries),
             loaded: Arc::clone(&loaded),
+            changed: changed.clone(),
         };
         let mut task = JoinSet::new();
-        task.spawn(keeper.run(incoming));
-        Self { entries, loaded, requests, turn: tokio::sync::Mutex::default(), _task: task }
+        task.spawn(async move {
+            keeper.run(incoming).await;
+            changed.send_replace(());
+        });
+        let turn = tokio::sync::Mutex::default();
+        Self { partition, leader_epoch, entries, loaded, requests, turn, _task: task }
     }
 
     /// Whether it can be read and changed.
     ///
     /// # Errors
-    /// Why not.
+    /// [`NotChanged::Loading`] if not: whether it is read anew here or by another node shows soon.
     pub(crate) fn check(&self) -> Result<(), NotChanged> {
-        if self.requests.is_closed() {
-            Err(NotChanged::NotCoordinator)
-        } else if !self.loaded.load(Ordering::Acquire) {
-            Err(NotChanged::Loading)
-        } else {
-            Ok(())
+        if self.has_ended() || !self.loaded.load(Ordering::Acquire) {
+            return Err(NotChanged::Loading);
         }
+        Ok(())
+    }
+
+    /// Whether nothing will be changed in it any more.
+    fn has_ended(&self) -> bool {
+        self.requests.is_closed()
+    }
+
+    /// Another one in place of one that has ended, if this node leads still.
+    pub(crate) fn renewed(
+        &self,
+        flusher: &Arc<Flusher>,
+        changed: &watch::Sender<()>,
+    ) -> Option<Self> {
+        let (partition, epoch) = (&self.partition, self.leader_epoch);
+        (self.has_ended() && partition.leads() == Some(epoch))
+            .then(|| Self::load(Arc::clone(partition), epoch, Arc::clone(flusher), changed.clone()))
     }
 
     /// Looks at the entries, all of which are committed.
@@ -136,6 +161,7 @@ struct Keeper {
     flusher: Arc<Flusher>,
     entries: Arc<Mutex<Entries>>,
     loaded: Arc<AtomicBool>,
+    changed: watch::Sender<()>,
 }
 
 impl Keeper {
@@ -146,6 +172,7 @@ impl Keeper {
             return;
         }
         self.loaded.store(true, Ordering::Release);
+        self.changed.send_replace(());
         while let Some(first) = incoming.recv().await {
             let mut round = vec![first];
             let mut bytes = size(&round[0]);
@@ -256,7 +283,7 @@ impl Keeper {
         let taken =
             self.partition.append(&batch, None, Acks::All).map_err(
                 |not_taken| match not_taken {
-                    NotTaken::Stopped(Stopped::Offline(_))
+                    NotTaken::Stopped(Stopped::Offline(_) | Stopped::Damaged(_))
                     | NotTaken::NotNow(crate::replica::NotNow::NotEnoughReplicas)
                     | NotTaken::Refused(_)
                     | NotTaken::Full => NotChanged::Unavailable(not_taken.to_string()),

@@ -247,6 +247,7 @@ mod tests {
             elr: Vec::new(),
             adding: Vec::new(),
             removing: Vec::new(),
+            offline: Vec::new(),
             leader: replicas.first().copied(),
             last_known_leader: None,
             leader_epoch: LeaderEpoch::new(0),

@@ -24,5 +24,6 @@ mod states;
 pub(crate) use image::{Image, TopicImage};
 pub(crate) use records::{LEVEL, Record};
 pub(crate) use states::{
-    BrokerEpoch, BrokerState, ClusterState, MetadataIndex, PartitionEpoch, PartitionState,
+    BrokerEpoch, BrokerState, ClusterState, MIN_ISR_CONFIG, MetadataIndex, PartitionEpoch,
+    PartitionState,
 };

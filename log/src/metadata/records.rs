@@ -104,14 +104,21 @@ mod tests {
             elr: ids(&[2]),
             adding: ids(&[4]),
             removing: ids(&[2]),
+            offline: Vec::new(),
             leader: Some(BrokerId::new(1)),
             last_known_leader: None,
             leader_epoch: LeaderEpoch::new(5),
             partition_epoch: PartitionEpoch::new(9),
         };
+        let partition = PartitionId::new(0);
         check(
-            &Record::Partition { topic, partition: PartitionId::new(0), state },
+            &Record::Partition { topic, partition, state: state.clone() },
             r#"{"partition":{"topic":"00000000-0000-0000-0000-000000000abc","partition":0,"state":{"replicas":[4,1,2],"isr":[1],"elr":[2],"adding":[4],"removing":[2],"leader":1,"last_known_leader":null,"leader_epoch":5,"partition_epoch":9}}}"#,
+        );
+        let state = PartitionState { offline: ids(&[4]), ..state };
+        check(
+            &Record::Partition { topic, partition, state },
+            r#"{"partition":{"topic":"00000000-0000-0000-0000-000000000abc","partition":0,"state":{"replicas":[4,1,2],"isr":[1],"elr":[2],"adding":[4],"removing":[2],"offline":[4],"leader":1,"last_known_leader":null,"leader_epoch":5,"partition_epoch":9}}}"#,
         );
 
         check(&Record::ProducerIds { next: 3000 }, r#"{"producer_ids":{"next":3000}}"#);

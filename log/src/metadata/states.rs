@@ -155,8 +155,8 @@ impl BrokerState {
 /// A partition: who has it, who has all of it, who leads.
 ///
 /// Invariants, kept by the controller: `isr` and `elr` are parts of `replicas` and have no member
-/// in common; `leader` is in `isr`; all lists are without repetition, `isr` and `elr` in the order
-/// of `replicas`.
+/// in common; `leader` is in `isr`; `offline` is a part of `replicas` and has no member in common with
+/// `isr`; all lists are without repetition, `isr`, `elr` and `offline` in the order of `replicas`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PartitionState {
@@ -173,11 +173,16 @@ pub(crate) struct PartitionState {
     pub(crate) adding: Vec<BrokerId>,
     /// Those of `replicas` that a reassignment will remove.
     pub(crate) removing: Vec<BrokerId>,
+    /// Those of `replicas` whose broker is there but cannot use its copy: a flush failed, damage was
+    /// found. None of them is in the ISR.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) offline: Vec<BrokerId>,
     /// Who leads; nobody while no replica that may is there.
     pub(crate) leader: Option<BrokerId>,
     /// Who led last: the first choice of an unclean election.
     pub(crate) last_known_leader: Option<BrokerId>,
-    /// Rises whenever the leader changes, also to and from none.
+    /// Rises whenever the leader changes, also to and from none, and when a copy is usable again: what
+    /// its broker has said of it before counts no more.
     pub(crate) leader_epoch: LeaderEpoch,
     /// Rises with every change.
     pub(crate) partition_epoch: PartitionEpoch,

@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tailwater_kafka::wire::ErrorCode;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
@@ -48,6 +49,9 @@ pub(crate) struct Reply {
     pub(crate) answer: Result<ControllerAnswer, Refusal>,
     /// To a heartbeat: metadata that is new to the broker.
     pub(crate) news: Option<News>,
+    /// With NOT_CONTROLLER: where the one that leads is reached, if that is known.
+    #[serde(default)]
+    pub(crate) leader: Option<String>,
 }
 
 /// Metadata that is new to a broker.
@@ -109,13 +113,19 @@ impl ControllerNode {
             _ => None,
         };
         let answer = self.decide(ask.request).await;
-        let news = match applied {
-            Some(applied) if answer.is_ok() => {
-                self.news(applied, Duration::from_millis(ask.wait_ms)).await
-            }
-            _ => None,
+        let wait = match &answer {
+            Ok(_) => Duration::from_millis(ask.wait_ms),
+            // What is committed holds wherever it is heard: a broker that is cut off from the
+            // controller that decides learns here who leads instead of it.
+            Err(_) => Duration::ZERO,
         };
-        Reply { answer, news }
+        let news = match applied {
+            Some(applied) => self.news(applied, wait).await,
+            None => None,
+        };
+        let refused = answer.as_ref().is_err_and(|it| it.code == ErrorCode::NotController);
+        let leader = if refused { self.quorum.leader_address() } else { None };
+        Reply { answer, news, leader }
     }
 
     async fn decide(&self, request: ControllerRequest) -> Result<ControllerAnswer, Refusal> {
@@ -145,6 +155,24 @@ impl ControllerNode {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return None,
             }
+        }
+    }
+}
+
+/// Keeps `image` as the controller of this node has it, for a node that has no broker to do that.
+pub(crate) async fn show(controller: Arc<ControllerNode>, image: watch::Sender<Arc<Image>>) {
+    let mut status = controller.quorum().watch();
+    loop {
+        let applied = controller.quorum().image();
+        image.send_if_modified(|shown| {
+            let is_newer = applied.index() > shown.index();
+            if is_newer {
+                *shown = applied;
+            }
+            is_newer
+        });
+        if status.changed().await.is_err() {
+            return;
         }
     }
 }

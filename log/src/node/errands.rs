@@ -57,6 +57,7 @@ impl ErrandRunner {
                     for partition in self.partitions.all() {
                         partition.tell(Event::Tick);
                     }
+                    self.coordinators.renew(&self.flusher);
                 }
             }
         }

@@ -5,9 +5,13 @@
 //! ```
 //!
 //! A fetch says from where it reads, and with that what is flushed here: so the next one goes out
-//! when all that the last one brought is flushed. Whatever fails is asked for again after a pause.
+//! when all that the last one brought is flushed. Where that takes long for one partition, the
+//! others are asked for without it. Whatever fails is asked for again after a pause.
+//!
+//! Partitions that are not in sync here come last in a fetch, and are left out of it while their
+//! [throttle](super::throttle) is closed: those that producers wait for go on.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +26,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::membership::Standing;
+use super::peer;
+use super::throttle::CatchUp;
 use crate::metadata::{BrokerEpoch, Image};
 use crate::partitions::PartitionKey;
 use crate::replica::EpochEnd;
@@ -32,6 +38,9 @@ use crate::storage::replicate::{Answered, NotReplicated, Wanted};
 /// How long a leader may keep a fetch waiting while there is nothing new.
 const MAX_WAIT_MS: i32 = 250;
 
+/// The same while something is being flushed here, which the leader is to hear of soon.
+const MAX_WAIT_FLUSHING_MS: i32 = 2;
+
 /// Bytes of one answer, and of one partition in it.
 const ANSWER_BYTES: i32 = 8 << 20;
 const PARTITION_BYTES: i32 = 2 << 20;
@@ -39,8 +48,9 @@ const PARTITION_BYTES: i32 = 2 << 20;
 /// Before a partition or a leader that failed is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How long what was appended may take to be flushed before the others are asked for without it.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
+/// How long what was appended may take to be flushed before the others are asked for without it: a
+/// few flushes of a good disk. One file's flush may take a hundred times as long as another's.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(3);
 
 /// The version of Fetch that brokers speak to each other: topics by id, and who asks with its epoch.
 const FETCH_VERSION: i16 = 17;
@@ -55,6 +65,7 @@ pub(crate) struct Common {
     pub(crate) room: Arc<Semaphore>,
     pub(crate) image: watch::Receiver<Arc<Image>>,
     pub(crate) standing: watch::Receiver<Standing>,
+    pub(crate) catch_up: Arc<CatchUp>,
 }
 
 /// A fetcher for each leader that is followed.
@@ -99,6 +110,8 @@ impl Fetchers {
                 followed: Arc::clone(&followed),
                 connection: None,
                 paused: HashMap::new(),
+                caught_up: HashSet::new(),
+                flushing: Vec::new(),
             };
             let mut task = JoinSet::new();
             task.spawn(work.run());
@@ -133,12 +146,18 @@ struct Work {
     connection: Option<BrokerConnection>,
     /// Not asked for before then.
     paused: HashMap<PartitionKey, Instant>,
+    /// Had everything that was committed at the last answer: about to be in sync, if they are not.
+    caught_up: HashSet<PartitionKey>,
+    /// Not asked for before what they have got is flushed.
+    flushing: Vec<Arc<Partition>>,
 }
 
 /// A partition that is asked for.
 struct Asked {
     partition: Arc<Partition>,
     wanted: Wanted,
+    /// It has most of the log still to copy, and nobody waits for it.
+    catches_up: bool,
 }
 
 impl Work {
@@ -152,8 +171,9 @@ impl Work {
             }
             match self.fetch(&asked).await {
                 Ok(response) => {
-                    let waits = self.take(asked, response).await;
-                    self.wait_until_flushed(waits).await;
+                    let appended = self.take(asked, response).await;
+                    self.flushing.extend(appended);
+                    self.wait_until_flushed().await;
                 }
                 Err(error) => {
                     tracing::debug!(leader = %self.leader, error, "fetch failed");
@@ -167,14 +187,26 @@ impl Work {
     fn wanted(&mut self) -> BTreeMap<PartitionKey, Asked> {
         let now = Instant::now();
         self.paused.retain(|_, until| *until > now);
+        let may_catch_up = self.common.catch_up.may_ask(self.common.shared.now());
+        let image = Arc::clone(&self.common.image.borrow());
         let partitions = lock(&self.followed.partitions);
+        self.caught_up.retain(|key| partitions.contains_key(key));
         let asked = partitions.iter().filter(|(key, _)| !self.paused.contains_key(key));
         asked
             .filter_map(|(key, partition)| {
+                let catches_up = !self.caught_up.contains(key) && !self.is_in_sync(&image, *key);
+                if catches_up && !may_catch_up {
+                    return None;
+                }
                 let wanted = partition.wanted().filter(|it| it.leadership.0 == self.leader)?;
-                Some((*key, Asked { partition: Arc::clone(partition), wanted }))
+                Some((*key, Asked { partition: Arc::clone(partition), wanted, catches_up }))
             })
             .collect()
+    }
+
+    fn is_in_sync(&self, image: &Image, (topic, partition): PartitionKey) -> bool {
+        let state = image.partition(topic, partition);
+        state.is_some_and(|state| state.isr.contains(&self.common.me))
     }
 
     async fn fetch(
@@ -183,7 +215,10 @@ impl Work {
     ) -> Result<FetchResponseData, String> {
         let connection = match self.connection.take().filter(|it| !it.is_closed()) {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => {
+                let Common { shared, image, .. } = &self.common;
+                peer::connect(&shared.config, image, self.leader).await?
+            }
         };
         let request = self.request(asked);
         let response: FetchResponseData =
@@ -195,22 +230,12 @@ impl Work {
         }
     }
 
-    async fn connect(&self) -> Result<BrokerConnection, String> {
-        let address = {
-            let image = self.common.image.borrow();
-            image.broker(self.leader).ok_or("the leader is not registered")?.address()
-        };
-        let peers = &self.common.shared.config.peers;
-        BrokerConnection::connect(peers, self.leader, &address)
-            .await
-            .map_err(|error| error.to_string())
-    }
-
     fn request(&self, asked: &BTreeMap<PartitionKey, Asked>) -> FetchRequestData {
-        let mut topics: BTreeMap<TopicId, Vec<FetchPartition>> = BTreeMap::new();
-        for ((topic, partition), Asked { wanted, .. }) in asked {
+        // An answer has room for so much: first those that are not catching up.
+        let mut topics: BTreeMap<(bool, TopicId), Vec<FetchPartition>> = BTreeMap::new();
+        for ((topic, partition), Asked { wanted, catches_up, .. }) in asked {
             let (_, leader_epoch) = wanted.leadership;
-            topics.entry(*topic).or_default().push(
+            topics.entry((*catches_up, *topic)).or_default().push(
                 FetchPartition::default()
                     .with_partition(partition.get())
                     .with_current_leader_epoch(leader_epoch.get())
@@ -220,11 +245,13 @@ impl Work {
                     .with_partition_max_bytes(PARTITION_BYTES),
             );
         }
-        let topics = topics.into_iter().map(|(topic, partitions)| {
+        let topics = topics.into_iter().map(|((_, topic), partitions)| {
             FetchTopic::default()
                 .with_topic_id(KafkaUuid::from_uuid(topic.get()))
                 .with_partitions(partitions)
         });
+        let is_flushing = self.flushing.iter().any(|partition| partition.is_flushing());
+        let max_wait_ms = if is_flushing { MAX_WAIT_FLUSHING_MS } else { MAX_WAIT_MS };
         let epoch = self.common.standing.borrow().epoch.unwrap_or(BrokerEpoch::NONE).get();
         FetchRequestData::default()
             .with_replica_state(
@@ -232,7 +259,7 @@ impl Work {
                     .with_replica_id(self.common.me.get())
                     .with_replica_epoch(epoch),
             )
-            .with_max_wait_ms(MAX_WAIT_MS)
+            .with_max_wait_ms(max_wait_ms)
             .with_min_bytes(1)
             .with_max_bytes(ANSWER_BYTES)
             .with_topics(topics.collect())
@@ -249,8 +276,22 @@ impl Work {
             let id = TopicId::new(*topic.topic_id.inner());
             for data in topic.partitions {
                 let key = (id, tailwater_kafka::PartitionId::new(data.partition_index));
-                let Some(Asked { partition, wanted }) = asked.remove(&key) else { continue };
-                match self.take_one(&partition, wanted, data).await {
+                let Some(Asked { partition, wanted, catches_up }) = asked.remove(&key) else {
+                    continue;
+                };
+                if catches_up {
+                    let bytes = data.records.as_ref().map_or(0, |records| records.len());
+                    self.common.catch_up.note(self.common.shared.now(), bytes);
+                }
+                let committed = (data.error_code == 0).then(|| Offset::new(data.high_watermark));
+                let taken = self.take_one(&partition, wanted, data).await;
+                let has_all = |committed| partition.offsets().is_ok_and(|own| own.end >= committed);
+                if committed.is_some_and(has_all) {
+                    self.caught_up.insert(key);
+                } else {
+                    self.caught_up.remove(&key);
+                }
+                match taken {
                     Ok(true) => waits.push(partition),
                     Ok(false) => {}
                     Err(reason) => {
@@ -343,10 +384,16 @@ impl Work {
         done.flatten().map_err(|error| error.full_text())
     }
 
-    async fn wait_until_flushed(&self, partitions: Vec<Arc<Partition>>) {
+    /// Waits until everything that was appended is flushed, so that one fetch tells of all of it; not
+    /// for long.
+    async fn wait_until_flushed(&mut self) {
         let deadline = Instant::now() + FLUSH_PATIENCE;
-        // One that follows nobody any more, or has stopped, is not waited for.
-        while partitions.iter().any(|partition| partition.is_flushing()) {
+        loop {
+            // One that follows nobody any more, or has stopped, is not waited for.
+            self.flushing.retain(|partition| partition.is_flushing());
+            if self.flushing.is_empty() {
+                return;
+            }
             let flushed = self.followed.changed.notified();
             if tokio::time::timeout_at(deadline, flushed).await.is_err() {
                 return;

@@ -21,8 +21,8 @@ use uuid::Uuid;
 
 use super::assign::{Assigner, Changed};
 use super::controller::{Ask, News};
-use super::link::ControllerLink;
-use crate::controller::{ControllerAnswer, ControllerRequest, Heartbeat, Registration};
+use super::link::{ControllerLink, Tried};
+use crate::controller::{ControllerAnswer, ControllerRequest, CopyReport, Heartbeat, Registration};
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex};
 
 /// How long a heartbeat may wait for news: several in a session.
@@ -104,10 +104,16 @@ impl Membership {
                 epoch,
                 applied: self.image.borrow().index(),
                 stopping: self.leaving.is_cancelled(),
+                copies: self.copies_to_report(epoch),
             };
             let request = ControllerRequest::Heartbeat(heartbeat);
             let wait_ms = u64::try_from(HEARTBEAT_WAIT.as_millis()).unwrap_or(0);
-            let Some(reply) = self.link.try_all(Ask { request, wait_ms }).await else {
+            let Tried { decided, news } = self.link.try_all(Ask { request, wait_ms }).await;
+            for news in news {
+                self.apply(news, epoch).await;
+                self.note_fencing();
+            }
+            let Some(reply) = decided else {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
@@ -136,6 +142,21 @@ impl Membership {
         }
     }
 
+    /// What the metadata has wrong about the copies here. Before this registration's metadata has come
+    /// they are not open yet, and there is nothing to be said.
+    fn copies_to_report(&self, epoch: BrokerEpoch) -> Vec<CopyReport> {
+        let image = self.image.borrow();
+        let is_carried_out = *self.assigned.borrow() == image.index();
+        if is_carried_out && self.is_own(&image, epoch) {
+            return self.assigner.copies_to_report(&image);
+        }
+        Vec::new()
+    }
+
+    fn is_own(&self, image: &Image, epoch: BrokerEpoch) -> bool {
+        image.broker(self.id()).is_some_and(|broker| broker.epoch == epoch)
+    }
+
     async fn apply(&mut self, news: News, epoch: BrokerEpoch) {
         let before = Arc::clone(&self.image.borrow());
         let (image, changed) = match news {
@@ -161,10 +182,16 @@ impl Membership {
         self.assign(epoch, changed).await;
     }
 
+    /// The controller does not hear this broker, and others told it so.
+    fn note_fencing(&self) {
+        if self.image.borrow().broker(self.id()).is_some_and(|broker| broker.fenced) {
+            self.standing.send_if_modified(|standing| std::mem::take(&mut standing.in_service));
+        }
+    }
+
     async fn assign(&mut self, epoch: BrokerEpoch, changed: Changed) {
         let image = Arc::clone(&self.image.borrow());
-        let own = image.broker(self.id()).is_some_and(|broker| broker.epoch == epoch);
-        if own {
+        if self.is_own(&image, epoch) {
             self.assigner.assign(&image, changed).await;
             self.assigned.send_replace(image.index());
         } else {

@@ -16,6 +16,8 @@
 //! | `assign` | makes each replica here what metadata says |
 //! | `errands` | ISR proposals, whom to follow, what to coordinate |
 //! | `fetcher` | copies from one leader |
+//! | `peer` | the way to another broker |
+//! | `throttle` | how fast, for replicas that are not in sync |
 
 pub(crate) mod assign;
 pub(crate) mod controller;
@@ -23,4 +25,6 @@ pub(crate) mod errands;
 pub(crate) mod fetcher;
 pub(crate) mod link;
 pub(crate) mod membership;
+pub(crate) mod peer;
+pub(crate) mod throttle;
 pub(crate) mod wire;

@@ -137,6 +137,19 @@ impl ProducerStates {
         }
     }
 
+    /// Whether batches before this one may be on their way still, sent when another broker led: it
+    /// is not what comes next, and its producer has written nothing since `began`, where the
+    /// present leader's epoch began.
+    pub(crate) fn may_follow_others(&self, batch: &ProducerBatch, began: Offset) -> bool {
+        match self.producers.get(&batch.producer) {
+            None => began > Offset::ZERO && batch.first_sequence != Sequence::ZERO,
+            Some(known) => {
+                matches!(self.check(batch), Err(Refusal::OutOfOrder { .. }))
+                    && known.batches.back().is_none_or(|newest| newest.last < began)
+            }
+        }
+    }
+
     /// Takes a batch that stands in the log at `base` to `last`, both inclusive, since `now_ms`.
     ///
     /// Whatever its numbers: what is in the log is a fact, at recovery too. The time is the node's

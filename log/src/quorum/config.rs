@@ -29,6 +29,8 @@ pub(crate) struct QuorumConfig {
     pub(crate) timeouts: QuorumTimeouts,
     /// Entries after which the image is written as a snapshot, for which entries are then dropped.
     pub(crate) snapshot_after: u64,
+    /// Bytes of a snapshot in one message; a larger one goes in parts.
+    pub(crate) snapshot_part_bytes: usize,
 }
 
 /// How long members wait for each other.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tailwater_kafka::BrokerId;
 use uuid::Uuid;
 
+use super::parts::SnapshotPart;
 use super::types::{LogId, SnapshotMeta, TypeConfig, Vote};
 use crate::metadata::Image;
 
@@ -69,6 +70,15 @@ pub(crate) enum QuorumMessage {
     Who,
     /// A node wants to be a member.
     Join(Join),
+    /// Who are the members, and how far is each?
+    Describe,
+    /// A member is to be one no more.
+    Remove {
+        /// Which.
+        node: BrokerId,
+        /// On this disk and no other; `None` for whichever it has.
+        directory: Option<Uuid>,
+    },
 }
 
 /// A message of the Raft protocol.
@@ -88,6 +98,8 @@ pub(crate) enum RaftMessage {
         /// What it says.
         image: Arc<Image>,
     },
+    /// A part of one that is too large for one message.
+    SnapshotPart(SnapshotPart),
 }
 
 /// A node that wants to be a member, on the disk that it has now.
@@ -112,6 +124,15 @@ pub(crate) enum QuorumAnswer {
     Who(WhoAnswer),
     /// To [`QuorumMessage::Join`].
     Join(JoinAnswer),
+    /// To [`QuorumMessage::Describe`].
+    Described(QuorumDescription),
+    /// To [`QuorumMessage::Remove`]: it is done, or was done before.
+    Removed(RemoveAnswer),
+    /// To one that only the leader answers.
+    NotLeader {
+        /// Where that is, if known: `host:port`.
+        leader: Option<String>,
+    },
     /// The member does not do that.
     Refused {
         /// Why, for people.
@@ -125,7 +146,12 @@ pub(crate) enum QuorumAnswer {
 pub(crate) enum RaftAnswer {
     AppendEntries(AppendEntriesResponse<u64>),
     Vote(VoteResponse<u64>),
+    /// To a snapshot, also when it came in parts.
     Snapshot(SnapshotResponse<u64>),
+    /// To a part: where in the image's JSON the next one is to begin, in bytes.
+    SnapshotPart {
+        next: u64,
+    },
 }
 
 /// Who a node is.
@@ -169,6 +195,53 @@ pub(crate) enum JoinAnswer {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// The answer to [`QuorumMessage::Remove`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum RemoveAnswer {
+    /// It is a member no more.
+    Done,
+    /// It is none, or not on that disk.
+    NotFound,
+    /// It stays one.
+    Refused {
+        /// Why, for people, with the remedy where there is one.
+        reason: String,
+    },
+}
+
+/// A quorum, as its leader knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct QuorumDescription {
+    /// Who leads.
+    pub(crate) leader: BrokerId,
+    /// Which election that was.
+    pub(crate) term: u64,
+    /// The last entry that is committed.
+    pub(crate) committed: u64,
+    /// The members, by id.
+    pub(crate) members: Vec<MemberDescription>,
+}
+
+/// A member, as the leader knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MemberDescription {
+    /// Its node.
+    pub(crate) node: BrokerId,
+    /// Its metadata folder.
+    pub(crate) directory: Uuid,
+    /// `host:port` of its controller listener.
+    pub(crate) address: String,
+    /// Whether it has a vote.
+    pub(crate) votes: bool,
+    /// Its last entry; `None` if the leader does not know of any.
+    pub(crate) last: Option<u64>,
+    /// How long ago the leader heard of it, ms; `None` if it never did.
+    pub(crate) silent_ms: Option<u64>,
 }
 
 /// Why a call had no answer. What was asked for may have happened.

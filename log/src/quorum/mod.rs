@@ -28,6 +28,7 @@
 //! | `snapshot` | 1 | `snapshot` |
 
 mod config;
+mod description;
 mod elections;
 mod entry_log;
 mod formation;
@@ -37,6 +38,7 @@ mod machine;
 mod members;
 mod messages;
 mod network;
+mod parts;
 mod patience;
 mod peers;
 mod snapshot;
@@ -66,14 +68,15 @@ use self::identity::Identity;
 use self::log_store::LogStore;
 use self::machine::{Machine, MachineStore};
 use self::members::Members;
-use self::messages::{
-    Join, JoinAnswer, QuorumAnswer, QuorumMessage, RaftAnswer, RaftMessage, Standing, WhoAnswer,
-};
+use self::messages::{Join, JoinAnswer, RaftAnswer, RaftMessage, Standing, WhoAnswer};
+use self::parts::{Received, Receiving, SnapshotPart};
 use self::patience::Patience;
-use self::peers::Peers;
+use self::peers::{Heard, Peers};
 use self::snapshot::SnapshotFile;
 use self::status::Watcher;
-use self::types::{LogId, Member, Proposal, Raft, Snapshot, broker_id, raft_id};
+use self::types::{
+    LogId, Member, Proposal, Raft, Snapshot, SnapshotMeta, Vote, broker_id, raft_id,
+};
 use crate::Error;
 use crate::metadata::{Image, MetadataIndex, Record};
 use crate::storage::disk;
@@ -82,9 +85,11 @@ use crate::storage::partition::lock;
 pub(crate) use config::{QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER};
 pub(crate) use machine::After;
 pub(crate) use messages::{
-    ControllerHandler, ControllerMessage, ControllerReply, NetworkError, QuorumNetwork,
+    ControllerHandler, ControllerMessage, ControllerReply, MemberDescription, NetworkError,
+    QuorumAnswer, QuorumDescription, QuorumMessage, QuorumNetwork, RemoveAnswer,
 };
 pub(crate) use network::{TcpNetwork, serve};
+pub(crate) use parts::SNAPSHOT_PART_BYTES;
 pub(crate) use status::QuorumStatus;
 
 /// The largest proposal in bytes of JSON: half of what a message between controllers may have.
@@ -159,6 +164,8 @@ struct Shared {
     members: Arc<Members>,
     peers: Peers,
     patience: Patience,
+    /// A snapshot that comes in parts.
+    receiving: Mutex<Receiving>,
     stopping: CancellationToken,
     tasks: TaskTracker,
 }
@@ -195,6 +202,8 @@ impl Quorum {
             network: Arc::clone(&network),
             addresses: Arc::new(config.addresses()),
             again_after: config.timeouts.heartbeat,
+            part_bytes: config.snapshot_part_bytes,
+            heard: Heard::default(),
         };
         let log = LogStore::new(log, patience.clone(), snapshots.durable());
         let machine = Arc::new(Machine::new(snapshots, found));
@@ -213,6 +222,7 @@ impl Quorum {
             members,
             peers,
             patience,
+            receiving: Mutex::default(),
             stopping,
             tasks: TaskTracker::new(),
         });
@@ -306,6 +316,8 @@ impl Quorum {
             QuorumMessage::WouldVote { last, .. } => self.handle_would_vote(last).await,
             QuorumMessage::Who => QuorumAnswer::Who(self.who()),
             QuorumMessage::Join(join) => QuorumAnswer::Join(self.handle_join(join).await),
+            QuorumMessage::Describe => self.answer_describe(),
+            QuorumMessage::Remove { node, directory } => self.answer_remove(node, directory).await,
         }
     }
 
@@ -376,16 +388,37 @@ impl Quorum {
                 raft.append_entries(request).await.map(RaftAnswer::AppendEntries)
             }
             RaftMessage::Vote(request) => raft.vote(request).await.map(RaftAnswer::Vote),
-            RaftMessage::Snapshot { vote, meta, image } => {
-                let snapshot = Snapshot { meta, snapshot: Box::new(image) };
-                let installed = raft.install_full_snapshot(vote, snapshot).await;
-                installed.map(RaftAnswer::Snapshot).map_err(RaftError::Fatal)
-            }
+            RaftMessage::Snapshot { vote, meta, image } => self.install(vote, meta, image).await,
+            RaftMessage::SnapshotPart(part) => match self.receive(part) {
+                Ok(Received::More { next }) => Ok(RaftAnswer::SnapshotPart { next }),
+                Ok(Received::Whole { vote, meta, json }) => match serde_json::from_str(&json) {
+                    Ok(image) => self.install(vote, meta, image).await,
+                    Err(error) => {
+                        return QuorumAnswer::Refused { reason: format!("no snapshot: {error}") };
+                    }
+                },
+                Err(reason) => return QuorumAnswer::Refused { reason },
+            },
         };
         match answer {
             Ok(answer) => QuorumAnswer::Raft(answer),
             Err(error) => QuorumAnswer::Refused { reason: error.to_string() },
         }
+    }
+
+    async fn install(
+        &self,
+        vote: Vote,
+        meta: SnapshotMeta,
+        image: Arc<Image>,
+    ) -> Result<RaftAnswer, RaftError<u64>> {
+        let snapshot = Snapshot { meta, snapshot: Box::new(image) };
+        let installed = self.shared.raft.install_full_snapshot(vote, snapshot).await;
+        installed.map(RaftAnswer::Snapshot).map_err(RaftError::Fatal)
+    }
+
+    fn receive(&self, part: SnapshotPart) -> Result<Received, String> {
+        lock(&self.shared.receiving).take(part)
     }
 
     fn who(&self) -> WhoAnswer {

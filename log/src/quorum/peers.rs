@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
@@ -11,12 +11,15 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
+use tokio::time::Instant;
 
 use super::messages::{
     NetworkError, OTHER_ANSWER, QuorumAnswer, QuorumMessage, QuorumNetwork, RaftAnswer,
     RaftMessage, ask,
 };
+use super::parts::SnapshotPart;
 use super::types::{LogId, Member, Snapshot, TypeConfig, Vote};
+use crate::storage::partition::lock;
 
 /// Makes a [`Peer`] for each other member.
 #[derive(Debug, Clone)]
@@ -26,6 +29,25 @@ pub(crate) struct Peers {
     pub(crate) addresses: Arc<BTreeMap<u64, String>>,
     /// Between attempts to reach a member that does not answer.
     pub(crate) again_after: Duration,
+    /// Bytes of a snapshot in one message.
+    pub(crate) part_bytes: usize,
+    /// When each member last answered this one.
+    pub(crate) heard: Heard,
+}
+
+/// When each member last answered.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<BTreeMap<u64, Instant>>>);
+
+impl Heard {
+    fn note(&self, id: u64) {
+        lock(&self.0).insert(id, Instant::now());
+    }
+
+    /// How long ago that was; `None` if it never did.
+    pub(crate) fn silence(&self, id: u64) -> Option<Duration> {
+        lock(&self.0).get(&id).map(Instant::elapsed)
+    }
 }
 
 impl Peers {
@@ -59,7 +81,9 @@ impl RaftNetworkFactory<TypeConfig> for Peers {
     async fn new_client(&mut self, target: u64, node: &Member) -> Peer {
         let address = self.address(target, node);
         let network = Arc::clone(&self.network);
-        Peer { target, member: node.clone(), address, network, again_after: self.again_after }
+        let Self { again_after, part_bytes, .. } = *self;
+        let heard = self.heard.clone();
+        Peer { target, member: node.clone(), address, network, again_after, part_bytes, heard }
     }
 }
 
@@ -71,7 +95,13 @@ pub(crate) struct Peer {
     address: String,
     network: Arc<dyn QuorumNetwork>,
     again_after: Duration,
+    part_bytes: usize,
+    heard: Heard,
 }
+
+/// How often a snapshot is begun anew because its receiver lacks what was sent, before it is given up:
+/// it will be tried again.
+const RESTARTS: usize = 3;
 
 impl Peer {
     async fn ask(&self, message: RaftMessage) -> Result<RaftAnswer, Unreachable> {
@@ -79,10 +109,58 @@ impl Peer {
         let message = QuorumMessage::Raft { to: self.target, directory, message };
         // Always as "unreachable": what does not answer is left alone for a while, not hammered.
         match ask(&*self.network, &self.address, message).await {
-            Ok(QuorumAnswer::Raft(answer)) => Ok(answer),
+            Ok(QuorumAnswer::Raft(answer)) => {
+                self.heard.note(self.target);
+                Ok(answer)
+            }
             Ok(_) => Err(self.unreachable(OTHER_ANSWER)),
             Err(error) => Err(Unreachable::new(&error)),
         }
+    }
+
+    /// Sends a snapshot, in parts if it is large; each message is waited for up to `limit`.
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+        limit: Duration,
+    ) -> Result<SnapshotResponse<u64>, Unreachable> {
+        let Snapshot { meta, snapshot: image } = snapshot;
+        let json = serde_json::to_string(&**image).map_err(|error| Unreachable::new(&error))?;
+        if json.len() <= self.part_bytes {
+            let message = RaftMessage::Snapshot { vote, meta, image: *image };
+            return match self.ask_within(limit, message).await? {
+                RaftAnswer::Snapshot(answer) => Ok(answer),
+                _ => Err(self.unreachable(OTHER_ANSWER)),
+            };
+        }
+        let (mut offset, mut restarts) = (0, 0);
+        while restarts <= RESTARTS {
+            let part = SnapshotPart::cut(vote, &meta, &json, offset, self.part_bytes);
+            let part = part.ok_or_else(|| self.unreachable(OTHER_ANSWER))?;
+            match self.ask_within(limit, RaftMessage::SnapshotPart(part)).await? {
+                RaftAnswer::Snapshot(answer) => return Ok(answer),
+                RaftAnswer::SnapshotPart { next } => {
+                    restarts += usize::from(next <= offset);
+                    offset = next;
+                }
+                RaftAnswer::AppendEntries(_) | RaftAnswer::Vote(_) => {
+                    return Err(self.unreachable(OTHER_ANSWER));
+                }
+            }
+        }
+        Err(self.unreachable("it does not keep the parts of a snapshot"))
+    }
+
+    async fn ask_within(
+        &self,
+        limit: Duration,
+        message: RaftMessage,
+    ) -> Result<RaftAnswer, Unreachable> {
+        let answer = tokio::time::timeout(limit, self.ask(message)).await;
+        answer.unwrap_or_else(|elapsed| {
+            Err(Unreachable::from(AnyError::new(&elapsed).add_context(|| "snapshot sent")))
+        })
     }
 
     fn unreachable(&self, reason: &str) -> Unreachable {
@@ -100,7 +178,7 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<AppendEntriesResponse<u64>, CallError> {
         match self.ask(RaftMessage::AppendEntries(rpc)).await? {
             RaftAnswer::AppendEntries(answer) => Ok(answer),
-            RaftAnswer::Vote(_) | RaftAnswer::Snapshot(_) => {
+            RaftAnswer::Vote(_) | RaftAnswer::Snapshot(_) | RaftAnswer::SnapshotPart { .. } => {
                 Err(self.unreachable(OTHER_ANSWER).into())
             }
         }
@@ -113,9 +191,9 @@ impl RaftNetwork<TypeConfig> for Peer {
     ) -> Result<VoteResponse<u64>, CallError> {
         match self.ask(RaftMessage::Vote(rpc)).await? {
             RaftAnswer::Vote(answer) => Ok(answer),
-            RaftAnswer::AppendEntries(_) | RaftAnswer::Snapshot(_) => {
-                Err(self.unreachable(OTHER_ANSWER).into())
-            }
+            RaftAnswer::AppendEntries(_)
+            | RaftAnswer::Snapshot(_)
+            | RaftAnswer::SnapshotPart { .. } => Err(self.unreachable(OTHER_ANSWER).into()),
         }
     }
 
@@ -126,24 +204,10 @@ impl RaftNetwork<TypeConfig> for Peer {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<u64>, StreamingError<TypeConfig, Fatal<u64>>> {
-        let message =
-            RaftMessage::Snapshot { vote, meta: snapshot.meta, image: *snapshot.snapshot };
-        let call = tokio::time::timeout(option.hard_ttl(), self.ask(message));
-        let answer = tokio::select! {
+        tokio::select! {
             biased;
-            closed = cancel => return Err(closed.into()),
-            answer = call => answer,
-        };
-        match answer {
-            Ok(Ok(RaftAnswer::Snapshot(answer))) => Ok(answer),
-            Ok(Ok(RaftAnswer::AppendEntries(_) | RaftAnswer::Vote(_))) => {
-                Err(self.unreachable(OTHER_ANSWER).into())
-            }
-            Ok(Err(unreachable)) => Err(unreachable.into()),
-            Err(elapsed) => {
-                Err(Unreachable::from(AnyError::new(&elapsed).add_context(|| "snapshot sent"))
-                    .into())
-            }
+            closed = cancel => Err(closed.into()),
+            sent = self.send_snapshot(vote, snapshot, option.hard_ttl()) => Ok(sent?),
         }
     }
 

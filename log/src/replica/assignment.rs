@@ -15,7 +15,8 @@ pub(crate) struct Assignment {
     pub(crate) partition_epoch: PartitionEpoch,
     pub(crate) replicas: Vec<BrokerId>,
     pub(crate) isr: Vec<BrokerId>,
-    /// The replicas that are neither fenced nor stopping, and which incarnation of them.
+    /// The replicas whose brokers are neither fenced nor stopping, and can use their copy; and which
+    /// incarnation of them.
     pub(crate) live: BTreeMap<BrokerId, BrokerEpoch>,
     /// Without so many in the ISR nothing more is committed; capped at the number of replicas.
     pub(crate) min_insync: usize,
@@ -30,7 +31,7 @@ impl Assignment {
     ) -> Self {
         let takes_part = |id: &BrokerId| {
             let broker = brokers.get(id).filter(|broker| broker.is_eligible())?;
-            Some((*id, broker.epoch))
+            (!state.offline.contains(id)).then_some((*id, broker.epoch))
         };
         Self {
             leader: state.leader,
@@ -125,6 +126,7 @@ mod tests {
             elr: Vec::new(),
             adding: Vec::new(),
             removing: Vec::new(),
+            offline: Vec::new(),
             leader: Some(ids[0]),
             last_known_leader: None,
             leader_epoch: LeaderEpoch::new(5),
@@ -132,6 +134,8 @@ mod tests {
         };
         let assignment = Assignment::of(&state, &brokers, 2);
         assert_eq!(assignment.live, BTreeMap::from([(ids[0], BrokerEpoch::new(10))]));
+        let offline = PartitionState { offline: ids[..1].to_vec(), ..state.clone() };
+        assert_eq!(Assignment::of(&offline, &brokers, 2).live, BTreeMap::new());
         assert_eq!((assignment.replicas, assignment.isr), (state.replicas, state.isr));
     }
 }

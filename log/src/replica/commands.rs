@@ -14,6 +14,9 @@ pub(crate) enum Command {
     BeginEpoch { leader_epoch: LeaderEpoch },
     /// Whoever waits for an acknowledgement or for records learns that another leads now.
     StopLeading,
+    /// Whoever waits for an acknowledgement asks who leads now: no follower has been heard of for
+    /// long. What was written stays, and may yet be committed.
+    Stranded,
     /// Ask the controller for this ISR; [`super::Event::IsrRefused`] if it says no. The controller
     /// takes it only at this leader epoch and partition epoch, with each member
     /// unfenced in this incarnation; and raises the partition epoch also when the ISR is the same.
@@ -35,13 +38,12 @@ pub(crate) enum Command {
 pub(crate) struct Commands([Option<Command>; Self::MOST]);
 
 impl Commands {
-    /// No event has more: end a role, take one.
-    const MOST: usize = 2;
+    /// No event has more: strand, move the watermark, propose.
+    const MOST: usize = 3;
 
     pub(super) fn push(&mut self, command: Command) {
         let free = self.0.iter_mut().find(|place| place.is_none());
-        *free
-            .expect("an event ends one role and takes one, or moves the watermark and one thing") =
+        *free.expect("an event ends a role and takes one, or moves the watermark and two things") =
             Some(command);
     }
 }

@@ -19,6 +19,13 @@
 //! **Caught up** is Kafka's rule: a follower that asks from where the leader's end was when it asked
 //! before was, at that time, at the end. A follower that is caught up but not in the ISR holds the
 //! high watermark back until it has joined: under steady load it would never reach it otherwise.
+//!
+//! **Silent** is a follower that does not ask at all. One that lags asks all the time and is given
+//! long to catch up; from one that is silent nothing will come, and the controller, which may hear
+//! of it all the while, knows nothing of a link that is cut between the two of us.
+//!
+//! **Stranded** is a leader whose in-sync followers are all silent, and that was not told by the
+//! controller to go on without them. It is likely that others lead by now.
 
 use std::time::Duration;
 
@@ -65,6 +72,7 @@ pub(super) struct Leading {
     isr_count: usize,
     min_insync: usize,
     propose_not_before: Duration,
+    stranded: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +85,8 @@ struct Follower {
     asked_at: Duration,
     /// The leader's end at `asked_at`.
     end_when_asked: Offset,
+    /// When it asked last, or its time to do so began.
+    heard_at: Duration,
     /// When it was at the leader's end, last.
     caught_up_at: Option<Duration>,
     /// In the ISR as the controller committed it.
@@ -95,6 +105,7 @@ impl Leading {
             isr_count: 1,
             min_insync: 1,
             propose_not_before: Duration::ZERO,
+            stranded: false,
         };
         leading.reassign(now, assignment);
         leading.commit(now, &assignment.isr);
@@ -107,6 +118,7 @@ impl Leading {
         // Nobody could ask before: in-sync replicas are given their time from now.
         for follower in self.followers.iter_mut().filter(|follower| follower.in_isr) {
             follower.caught_up_at = Some(now);
+            follower.heard_at = now;
         }
     }
 
@@ -135,11 +147,13 @@ impl Leading {
             if in_isr && !follower.in_isr {
                 // Time to catch up, or a slow one would be out again at once.
                 follower.caught_up_at = follower.caught_up_at.max(Some(now));
+                follower.heard_at = now;
             }
             (follower.in_isr, follower.proposed) = (in_isr, false);
         }
         self.isr_count = 1 + self.followers.iter().filter(|follower| follower.in_isr).count();
         self.propose_not_before = Duration::ZERO;
+        self.stranded = false;
     }
 
     pub(super) fn propose_not_before(&mut self, time: Duration) {
@@ -152,6 +166,19 @@ impl Leading {
 
     pub(super) fn has_min_isr(&self) -> bool {
         self.isr_count >= self.min_insync
+    }
+
+    /// See the module.
+    pub(super) fn is_stranded(&self) -> bool {
+        self.stranded
+    }
+
+    /// Looks whether this leader is stranded; whether it has become so.
+    pub(super) fn strand(&mut self, patience: Patience) -> bool {
+        let mut members = self.followers.iter().filter(|follower| follower.in_isr).peekable();
+        let before = self.stranded;
+        self.stranded = members.peek().is_some() && members.all(|one| one.is_silent(patience));
+        self.stranded && !before
     }
 
     pub(super) fn followers(&self) -> impl Iterator<Item = FollowerStatus> + '_ {
@@ -169,16 +196,12 @@ impl Leading {
         });
         let Some(follower) = found else { return false };
         follower.fetched(now, fetched.from, end);
+        self.stranded &= !follower.in_isr;
         true
     }
 
     /// What everybody who counts has flushed; `None` if someone has not told, or too few are in sync.
-    pub(super) fn committed_end(
-        &self,
-        now: Duration,
-        lag_max: Duration,
-        log: LogView,
-    ) -> Option<Offset> {
+    pub(super) fn committed_end(&self, patience: Patience, log: LogView) -> Option<Offset> {
         if !self.has_min_isr() {
             return None;
         }
@@ -188,7 +211,7 @@ impl Leading {
                 committed = committed.min(follower.position?);
             } else if let Some(position) = follower.position
                 && follower.live.is_some()
-                && follower.is_caught_up(now, lag_max, log.end)
+                && follower.is_caught_up(patience, log.end)
             {
                 committed = committed.min(position);
             }
@@ -197,11 +220,15 @@ impl Leading {
     }
 
     /// Whether `replica` has what a member of the ISR must have, and is none.
-    pub(super) fn may_join(&self, replica: BrokerId, high_watermark: Offset) -> bool {
+    pub(super) fn may_join(
+        &self,
+        patience: Patience,
+        replica: BrokerId,
+        high_watermark: Offset,
+    ) -> bool {
+        let needed = high_watermark.max(self.epoch_start);
         let found = self.followers.iter().find(|follower| follower.id == replica);
-        found.is_some_and(|follower| {
-            !follower.counts() && follower.may_join(high_watermark.max(self.epoch_start))
-        })
+        found.is_some_and(|follower| !follower.counts() && follower.may_join(patience, needed))
     }
 
     /// The ISR as it should be, if the controller is to be asked for it now.
@@ -215,14 +242,13 @@ impl Leading {
             return None;
         }
         let needed = high_watermark.max(self.epoch_start);
-        let lag_max = patience.settings.lag_max;
         let mut isr = vec![(self.me, self.my_epoch?)];
         let mut differs = false;
         for follower in &self.followers {
             let stays = if follower.in_isr {
-                follower.stays(patience.now, lag_max, end, high_watermark)
+                follower.stays(patience, end, high_watermark)
             } else {
-                follower.may_join(needed)
+                follower.may_join(patience, needed)
             };
             differs |= stays != follower.in_isr || (follower.proposed && !follower.in_isr);
             isr.extend(follower.live.filter(|_| stays).map(|epoch| (follower.id, epoch)));
@@ -246,6 +272,7 @@ impl Follower {
             position: None,
             asked_at: Duration::ZERO,
             end_when_asked: Offset::ZERO,
+            heard_at: Duration::ZERO,
             caught_up_at: None,
             in_isr: false,
             proposed: false,
@@ -258,6 +285,7 @@ impl Follower {
             self.live = live;
             self.position = None;
             self.caught_up_at = self.in_isr.then_some(now);
+            self.heard_at = now;
         }
     }
 
@@ -268,6 +296,7 @@ impl Follower {
             self.caught_up_at = self.caught_up_at.max(Some(self.asked_at));
         }
         (self.asked_at, self.end_when_asked) = (now, end);
+        self.heard_at = now;
         // Also backwards: it may have lost what it had.
         self.position = Some(from);
     }
@@ -276,19 +305,27 @@ impl Follower {
         self.in_isr || self.proposed
     }
 
-    fn is_caught_up(&self, now: Duration, lag_max: Duration, end: Offset) -> bool {
-        self.position.is_some_and(|position| position >= end)
-            || self.caught_up_at.is_some_and(|at| now.saturating_sub(at) <= lag_max)
+    fn is_silent(&self, patience: Patience) -> bool {
+        patience.now.saturating_sub(self.heard_at) > patience.settings.silence_max
     }
 
-    fn may_join(&self, needed: Offset) -> bool {
-        self.live.is_some() && self.position.is_some_and(|position| position >= needed)
+    fn is_caught_up(&self, patience: Patience, end: Offset) -> bool {
+        let lags_since = self.caught_up_at.map(|at| patience.now.saturating_sub(at));
+        !self.is_silent(patience)
+            && (self.position.is_some_and(|position| position >= end)
+                || lags_since.is_some_and(|since| since <= patience.settings.lag_max))
+    }
+
+    fn may_join(&self, patience: Patience, needed: Offset) -> bool {
+        self.live.is_some()
+            && !self.is_silent(patience)
+            && self.position.is_some_and(|position| position >= needed)
     }
 
     /// A member below the high watermark has lost what it acknowledged.
-    fn stays(&self, now: Duration, lag_max: Duration, end: Offset, high_watermark: Offset) -> bool {
+    fn stays(&self, patience: Patience, end: Offset, high_watermark: Offset) -> bool {
         self.live.is_some()
-            && self.is_caught_up(now, lag_max, end)
+            && self.is_caught_up(patience, end)
             && self.position.is_none_or(|position| position >= high_watermark)
     }
 }

@@ -71,6 +71,9 @@ pub(crate) use truncation::{EpochEnd, OwnLog, Truncation, divergence, truncation
 pub(crate) struct Settings {
     /// A follower that has not been at the leader's end for so long leaves the ISR.
     pub(crate) lag_max: Duration,
+    /// A follower that has not asked for so long leaves it, too. An idle one asks several times in a
+    /// second.
+    pub(crate) silence_max: Duration,
     /// After a refused proposal, the next one waits so long.
     pub(crate) propose_again: Duration,
     /// A proposal of which nothing is known after so long is made again; it counts on until the
@@ -83,6 +86,9 @@ impl Default for Settings {
         Self {
             // Kafka's replica.lag.time.max.ms.
             lag_max: Duration::from_secs(30),
+            // Longer than a broker's session: one that died is the controller's to take out, of all
+            // partitions at once. Short enough that writes go on within five seconds.
+            silence_max: Duration::from_secs(3),
             propose_again: Duration::from_millis(500),
             answer_wait: Duration::from_secs(5),
         }
@@ -184,6 +190,7 @@ impl Replica {
                 return commands;
             }
             Event::Tick => {
+                self.strand(now, &mut commands);
                 self.advance(now, log, &mut commands);
                 self.revise(now, log, &mut commands);
                 return commands;
@@ -200,6 +207,7 @@ impl Replica {
     /// Why not.
     pub(crate) fn may_append(&self, acks_all: bool) -> Result<(), NotNow> {
         match &self.role {
+            Role::Leading(leading) if acks_all && leading.is_stranded() => Err(NotNow::NotLeader),
             Role::Leading(leading) if acks_all && !leading.has_min_isr() => {
                 Err(NotNow::NotEnoughReplicas)
             }
@@ -213,6 +221,11 @@ impl Replica {
     /// The epoch in which this replica leads.
     pub(crate) fn leads(&self) -> Option<LeaderEpoch> {
         matches!(self.role, Role::Leading(_)).then_some(self.leader_epoch)
+    }
+
+    /// Whether this replica leads, but is cut off from those that it leads: likely others lead now.
+    pub(crate) fn is_stranded(&self) -> bool {
+        matches!(&self.role, Role::Leading(leading) if leading.is_stranded())
     }
 
     /// The epoch for which [`Command::BeginEpoch`] is still to be carried out; nothing is written
@@ -381,7 +394,7 @@ impl Replica {
 
     fn advance(&mut self, now: Duration, log: LogView, commands: &mut Commands) {
         let reached = match &self.role {
-            Role::Leading(leading) => leading.committed_end(now, self.settings.lag_max, log),
+            Role::Leading(leading) => leading.committed_end(self.patience(now), log),
             Role::Following { high_watermark, .. } => {
                 high_watermark.map(|leaders| leaders.min(log.durable_end))
             }
@@ -395,10 +408,24 @@ impl Replica {
         }
     }
 
+    fn patience(&self, now: Duration) -> leading::Patience {
+        leading::Patience { now, settings: self.settings }
+    }
+
+    /// Whoever waits is told once that it waits in vain.
+    fn strand(&mut self, now: Duration, commands: &mut Commands) {
+        let patience = self.patience(now);
+        if let Role::Leading(leading) = &mut self.role
+            && leading.strand(patience)
+        {
+            commands.push(Command::Stranded);
+        }
+    }
+
     /// Proposes `replica` for the ISR if it belongs there.
     fn admit(&mut self, now: Duration, replica: BrokerId, log: LogView, commands: &mut Commands) {
         if let Role::Leading(leading) = &self.role
-            && leading.may_join(replica, self.high_watermark)
+            && leading.may_join(self.patience(now), replica, self.high_watermark)
         {
             self.revise(now, log, commands);
         }
@@ -406,8 +433,8 @@ impl Replica {
 
     /// Proposes the ISR as it should be, unless it is that.
     fn revise(&mut self, now: Duration, log: LogView, commands: &mut Commands) {
+        let patience = self.patience(now);
         let Role::Leading(leading) = &mut self.role else { return };
-        let patience = leading::Patience { now, settings: self.settings };
         if let Some(isr) = leading.propose(patience, self.high_watermark, log.end) {
             let (leader_epoch, partition_epoch) = (self.leader_epoch, self.partition_epoch);
             commands.push(Command::ProposeIsr { leader_epoch, partition_epoch, isr });

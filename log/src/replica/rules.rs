@@ -310,7 +310,53 @@ fn one_that_falls_behind_leaves_and_counts_until_the_controller_agrees() {
 fn one_that_never_asked_leaves_too_and_one_at_the_end_stays() {
     let mut bench = Bench::leading(&[1, 2, 3], 1);
     bench.fetch(2, 10);
-    assert_eq!(bench.tick(LONG), [bench.propose(&[1, 2])]);
+    bench.now += LONG;
+    assert_eq!(bench.fetch(2, 10), NOTHING);
+    assert_eq!(bench.tick(Duration::ZERO), [bench.propose(&[1, 2])]);
+}
+
+/// Who lags asks all the time; from who is silent nothing will come.
+#[test]
+fn a_silent_one_leaves_long_before_one_that_lags() {
+    let mut bench = Bench::leading(&[1, 2, 3], 1);
+    bench.fetch(2, 10);
+    bench.fetch(3, 10);
+    bench.append(20);
+    for _ in 0..3 {
+        assert_eq!(bench.tick(SECOND), NOTHING);
+        assert_eq!(bench.fetch(2, 10), NOTHING);
+    }
+    assert_eq!(bench.tick(SECOND), [bench.propose(&[1, 2])]);
+    assert_eq!(bench.assign(Some(ME), 5, &[1, 2]), NOTHING);
+    // Though it was at the end a moment ago, it holds nothing back and does not belong there.
+    assert_eq!(bench.fetch(2, 20), [committed(20)]);
+    assert_eq!(bench.tick(SECOND), NOTHING);
+    assert_eq!(bench.fetch(3, 20), [bench.propose(&[1, 2, 3])]);
+}
+
+#[test]
+fn a_leader_that_hears_of_nobody_sends_producers_elsewhere() {
+    let mut bench = Bench::leading(&[1, 2, 3], 2);
+    bench.fetch(2, 10);
+    bench.fetch(3, 10);
+    bench.append(20);
+    assert_eq!(bench.tick(3 * SECOND), NOTHING);
+    assert_eq!(bench.replica.may_append(true), Ok(()));
+    assert_eq!(bench.tick(SECOND), [Command::Stranded, bench.propose(&[1])]);
+    assert!(bench.replica.is_stranded());
+    assert_eq!(bench.replica.may_append(true), Err(NotNow::NotLeader));
+    // They are told once, and who wants no other's word is served.
+    assert_eq!(bench.tick(SECOND), NOTHING);
+    assert_eq!(bench.replica.may_append(false), Ok(()));
+
+    // What it wrote may yet be committed: when it hears of them again,
+    assert_eq!(bench.fetch(2, 20), NOTHING);
+    assert_eq!(bench.replica.may_append(true), Ok(()));
+    assert_eq!(bench.fetch(3, 20), [committed(20)]);
+    // or when the controller says that it goes on without them.
+    assert_eq!(bench.tick(4 * SECOND), [Command::Stranded, bench.propose(&[1])]);
+    bench.assign(Some(ME), 5, &[1]);
+    assert_eq!(bench.replica.may_append(true), Err(NotNow::NotEnoughReplicas));
 }
 
 #[test]
@@ -334,8 +380,9 @@ fn a_proposal_without_an_answer_counts_until_the_partition_epoch_rises() {
         bench.append(20);
         assert_eq!(bench.replica.high_watermark(), Offset::new(10));
         // Again, not at once.
+        bench.now += 4 * SECOND;
         assert_eq!(bench.fetch(2, 10), NOTHING);
-        assert_eq!(bench.tick(6 * SECOND), [bench.propose(&[1, 2])]);
+        assert_eq!(bench.tick(2 * SECOND), [bench.propose(&[1, 2])]);
 
         // Now it is fenced, with the same partition epoch; or lost.
         bench.live.retain(|(id, _)| *id != 2);

@@ -1,5 +1,7 @@
 //! Taking a batch: its turn, its offsets, its place in the queue. No IO.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use tailwater_kafka::{Offset, RecordBatch, place};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -9,6 +11,9 @@ use crate::replica::NotNow;
 use crate::storage::partition::{
     Acknowledgement, Acks, AwaitedAck, Online, Partition, Pending, Stopped,
 };
+
+/// How long after an election requests may come that were sent before it.
+const NEWLY: Duration = Duration::from_secs(5);
 
 /// A batch that is taken, or was taken before.
 #[derive(Debug)]
@@ -60,9 +65,13 @@ impl Partition {
         let mut state = self.lock_state();
         state.online()?;
         state.replica.may_append(acks == Acks::All)?;
+        let alone = state.replica.followers().next().is_none();
         let online = state.online()?;
         let producer = ProducerBatch::of(batch.header());
         let verdict = match &producer {
+            Some(producer) if !alone && online.leads_newly(producer) => {
+                return Err(NotNow::NotLeader.into());
+            }
             Some(producer) => online.producers.check(producer)?,
             None => Verdict::Append,
         };
@@ -92,6 +101,17 @@ impl Partition {
 }
 
 impl Online {
+    /// Whether this replica leads for so short a time that the batches before this one may be on
+    /// their way still. The first of several requests in flight is refused by a broker that does
+    /// not lead yet, and the second one meets it when it does: both are to come again, in their
+    /// order. Told that a batch is missing, a producer may give up for good; and taken, it would
+    /// stand before the first.
+    fn leads_newly(&self, batch: &ProducerBatch) -> bool {
+        let began = self.epochs.entries().last().map_or(Offset::ZERO, |(_, began)| began);
+        self.leads_since.is_some_and(|since| since.elapsed() < NEWLY)
+            && self.producers.may_follow_others(batch, began)
+    }
+
     /// A receiver that is told when `last` is kept as `acks` says.
     fn acknowledge(&mut self, last: Offset, acks: Acks) -> Acknowledgement {
         let (tell, told) = oneshot::channel();

@@ -112,22 +112,30 @@ pub(crate) fn encode_json(value: &impl Serialize) -> Vec<u8> {
     contents
 }
 
+/// The `version` of a small description file.
+///
+/// # Errors
+/// If it is no such file, or says none.
+pub(crate) fn json_version(path: &Path, contents: &[u8]) -> Result<u32, Error> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let unreadable = |error: serde_json::Error| Error::corrupt(path, 0, error.to_string());
+    Ok(serde_json::from_slice::<Versioned>(contents).map_err(unreadable)?.version)
+}
+
 /// Decodes a small description file whose `version` must be at most `supported`.
 pub(crate) fn decode_json<T: for<'de> Deserialize<'de>>(
     path: &Path,
     contents: &[u8],
     supported: u32,
 ) -> Result<T, Error> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    let unreadable = |error: serde_json::Error| Error::corrupt(path, 0, error.to_string());
-    let Version { version } = serde_json::from_slice(contents).map_err(unreadable)?;
+    let version = json_version(path, contents)?;
     if version == 0 || version > supported {
         return Err(Error::FormatVersion { path: path.to_owned(), found: version, supported });
     }
-    serde_json::from_slice(contents).map_err(unreadable)
+    serde_json::from_slice(contents).map_err(|error| Error::corrupt(path, 0, error.to_string()))
 }
 
 const MAGIC: &[u8; 4] = b"TWFL";

@@ -112,7 +112,7 @@ impl Partition {
     /// # Errors
     /// The system's, and damage; every segment is then either the old or the new one.
     pub(crate) fn compact(&self) -> Result<u64, Error> {
-        if !self.topic.compact {
+        if !self.topic_config().compact {
             return Ok(0);
         }
         let Ok(_one_pass_at_a_time) = self.compacting.try_lock() else { return Ok(0) };
@@ -154,7 +154,7 @@ impl Partition {
         };
         let (new, all) = (size(true), size(false));
         #[expect(clippy::cast_precision_loss, reason = "a ratio that decides when, not what")]
-        let worth = new > 0 && new as f64 >= self.topic.min_cleanable_ratio * all as f64;
+        let worth = new > 0 && new as f64 >= self.topic_config().min_cleanable_ratio * all as f64;
         worth.then(|| (segments, from, online.producers_written.clone()))
     }
 

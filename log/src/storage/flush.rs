@@ -159,11 +159,12 @@ impl Partition {
             Err(_) => return,
         };
         let mut rest = &batches[..];
+        let mut write = || self.keep_epochs(files).and_then(|()| self.write(files, &mut rest));
         let written = if coordinator::is_internal(&self.name.topic) {
             // Offsets that cannot be committed would hold back what makes room on a full disk.
-            self.shared.reserve.spend(|| self.write(files, &mut rest))
+            self.shared.reserve.spend(write)
         } else {
-            self.write(files, &mut rest)
+            write()
         };
         let outcome = match written {
             Err(error) if error.passes() => {
@@ -172,7 +173,6 @@ impl Partition {
             }
             other => other,
         };
-        let outcome = outcome.and_then(|()| self.keep_epochs());
         let outcome = outcome.and_then(|()| match self.shared.config.flush {
             FlushPolicy::Always => self.flush_written(files),
             FlushPolicy::Interval(_) | FlushPolicy::Never => Ok(()),
@@ -227,7 +227,8 @@ impl Partition {
     /// How many of `batches` the segment still takes; an empty one takes any first batch.
     fn fitting(&self, active: &ActiveSegment, batches: &[Pending]) -> usize {
         let now = self.shared.config.clock.now_ms();
-        let age = i64::try_from(self.topic.segment_age.as_millis()).unwrap_or(i64::MAX);
+        let topic = self.topic_config();
+        let age = i64::try_from(topic.segment_age.as_millis()).unwrap_or(i64::MAX);
         if active.began_ms.is_some_and(|began| now.saturating_sub(began) >= age) {
             return 0;
         }
@@ -237,7 +238,7 @@ impl Partition {
             let batch = &pending.batch;
             size += batch.bytes().len() as u64;
             let relative = batch.last_offset().get() - active.base.get();
-            let fits = size <= self.topic.segment_bytes && relative <= i64::from(i32::MAX);
+            let fits = size <= topic.segment_bytes && relative <= i64::from(i32::MAX);
             if !fits && (count > 0 || active.size > 0) {
                 break;
             }
@@ -294,18 +295,22 @@ impl Partition {
         }
     }
 
-    /// Notes leader epochs that came with records, before the records are flushed: what is on the
-    /// disk is never of an epoch that the history does not know.
-    fn keep_epochs(&self) -> Result<(), Error> {
+    /// Notes leader epochs that come with records before the records are written: what a crash
+    /// leaves is of the epoch that the file says. A leader with another history would send its
+    /// followers back to the epoch before, for ever. So too with one more: an epoch that began here
+    /// without a record, where records of an older one came after all.
+    fn keep_epochs(&self, files: &mut Files) -> Result<(), Error> {
         let description = match self.lock_state().online() {
-            Ok(online) if online.epochs_noted => self.description(online, online.start),
-            _ => return Ok(()),
+            Ok(online) => {
+                online.epochs.forget_before(online.start);
+                if online.epochs == files.described {
+                    return Ok(());
+                }
+                self.description(online, online.start)
+            }
+            Err(_) => return Ok(()),
         };
-        description.write(&self.folder)?;
-        if let Ok(online) = self.lock_state().online() {
-            online.epochs_noted = online.epochs != description.epochs;
-        }
-        Ok(())
+        self.describe(files, description)
     }
 
     /// Everything written counts from now on, here and for the high watermark.
@@ -340,7 +345,7 @@ impl Partition {
             }
             (leader_epoch, self.description(online, online.start))
         };
-        let noted = self.flush_written(files).and_then(|()| description.write(&self.folder));
+        let noted = self.flush_written(files).and_then(|()| self.describe(files, description));
         if let Err(error) = noted {
             return self.stop(Stopped::Offline(error.full_text()));
         }

@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use tailwater_kafka::{Offset, RecordBatch};
 
@@ -43,20 +43,20 @@ impl Partition {
         let (condition, files) = match opening.open() {
             Ok((online, files)) => (Condition::Online(Box::new(online)), files),
             Err(error) => {
-                let reason = error.full_text();
+                let why = Stopped::by(&error);
                 tracing::error!(
                     topic = %name.topic,
                     partition = %name.partition,
-                    reason,
+                    reason = %why,
                     "partition is offline"
                 );
                 let nowhere = Offset::ZERO;
                 let offsets = Offsets { start: nowhere, high_watermark: nowhere, end: nowhere };
-                let why = Stopped::Offline(reason);
                 let stopped = Condition::Stopped { why, offsets, size: 0 };
                 let files = Files {
                     flushed: None,
                     flushed_end: Offset::ZERO,
+                    described: EpochHistory::default(),
                     refused: error.passes(),
                     unremoved: Vec::new(),
                 };
@@ -90,8 +90,9 @@ impl Partition {
         if !std::mem::take(&mut files.refused) {
             return false;
         }
-        let Self { folder, name, topic, shared, .. } = self;
-        let opened = Opening { folder, name, topic, shared }.open();
+        let topic = self.topic_config();
+        let Self { folder, name, shared, .. } = self;
+        let opened = Opening { folder, name, topic: &topic, shared }.open();
         let mut state = self.lock_state();
         match (opened, &mut state.condition) {
             (Ok((online, opened)), _) => {
@@ -103,16 +104,15 @@ impl Partition {
             }
             (Err(error), Condition::Stopped { why, .. }) => {
                 files.refused = error.passes();
-                let reason = error.full_text();
+                *why = Stopped::by(&error);
                 if !files.refused {
                     tracing::error!(
                         topic = %name.topic,
                         partition = %name.partition,
-                        reason,
+                        reason = %why,
                         "partition stays offline"
                     );
                 }
-                *why = Stopped::Offline(reason);
             }
             (Err(_), Condition::Online(_)) => {}
         }
@@ -134,7 +134,7 @@ impl Partition {
         Self {
             name,
             folder,
-            topic,
+            topic: RwLock::new(Arc::new(topic)),
             shared,
             state: Mutex::new(State {
                 condition,
@@ -205,6 +205,7 @@ impl Opening<'_> {
         self.remove_before(&mut sealed, description.start)?;
 
         let producers = self.producers(&sealed, &last)?;
+        let described = description.epochs.clone();
         // What was noted for records that did not come to the disk.
         description.epochs.truncate(last.end);
         // The seal of a segment that is written again must not be believed any more.
@@ -220,7 +221,7 @@ impl Opening<'_> {
             end: last.end,
             readable_max_timestamp: -1,
             epochs: description.epochs,
-            epochs_noted: false,
+            leads_since: None,
             producers_written: producers.clone(),
             producers,
             pending: std::collections::VecDeque::new(),
@@ -236,6 +237,7 @@ impl Opening<'_> {
         let files = Files {
             flushed: Some(flushed),
             flushed_end: last.end,
+            described,
             refused: false,
             unremoved: Vec::new(),
         };

@@ -20,7 +20,7 @@ use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use tailwater_kafka::{LeaderEpoch, Offset, PartitionId, RecordBatch, TopicId};
@@ -28,9 +28,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::Config;
+use crate::Error;
 use crate::partitions::PartitionKey;
 use crate::producers::ProducerStates;
-use crate::replica::Replica;
+use crate::replica::{Event, Replica};
 use crate::storage::checkpoint::FlushedFile;
 use crate::storage::epochs::EpochHistory;
 use crate::storage::folder_lock::FolderLock;
@@ -101,15 +102,37 @@ impl fmt::Display for PartitionName {
 /// Why a partition serves nobody.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Stopped {
-    /// Its files cannot be trusted: damage found, or a flush failed. Until a human acts.
+    /// Its files cannot be used, or not be trusted after a failed flush. Until the node is started
+    /// again, or what was wanting is there.
     #[error("{0}")]
     Offline(String),
+    /// What is stored is not what was written. It is copied anew from a leader that has it all, if
+    /// there is one; else a human must act.
+    #[error("{0}")]
+    Damaged(String),
     /// Its topic was deleted.
     #[error("the topic was deleted")]
     Deleted,
     /// The node is stopping.
     #[error("the log is closed")]
     Closed,
+}
+
+impl Stopped {
+    /// What a failure at its files makes of a partition.
+    pub(super) fn by(error: &Error) -> Self {
+        let is_damage = error.is_damage() && !matches!(error, Error::FormatVersion { .. });
+        let reason = error.full_text();
+        if is_damage { Self::Damaged(reason) } else { Self::Offline(reason) }
+    }
+
+    /// Whether its copy is there and cannot be used.
+    pub(crate) fn is_offline(&self) -> bool {
+        match self {
+            Self::Offline(_) | Self::Damaged(_) => true,
+            Self::Deleted | Self::Closed => false,
+        }
+    }
 }
 
 /// Why a batch that was taken is not kept after all.
@@ -151,7 +174,8 @@ pub(crate) struct Offsets {
 pub(crate) struct Partition {
     pub(crate) name: PartitionName,
     pub(super) folder: PathBuf,
-    pub(super) topic: TopicConfig,
+    /// As of the newest metadata. Who needs several settings together takes them once.
+    pub(super) topic: RwLock<Arc<TopicConfig>>,
     pub(crate) shared: Arc<Shared>,
     pub(super) state: Mutex<State>,
     pub(super) files: Mutex<Files>,
@@ -193,8 +217,8 @@ pub(super) struct Online {
     /// The greatest record timestamp below the high watermark, ms; -1 with none.
     pub(super) readable_max_timestamp: i64,
     pub(super) epochs: EpochHistory,
-    /// Whether `epochs` has more than `partition.json`: it goes there before the records do.
-    pub(super) epochs_noted: bool,
+    /// When this replica last began to lead.
+    pub(super) leads_since: Option<Instant>,
     /// With everything up to `end`.
     pub(super) producers: ProducerStates,
     /// With everything up to `written_end`: what is left when the rest must be taken back.
@@ -237,6 +261,8 @@ pub(super) struct Files {
     pub(super) flushed: Option<FlushedFile>,
     /// Everything below is on the disk, flushed.
     pub(super) flushed_end: Offset,
+    /// The leader epochs that `partition.json` has.
+    pub(super) described: EpochHistory,
     /// Not opened for want of files, memory or space: to be tried again.
     pub(super) refused: bool,
     /// Past their retention, and still there because the system did not remove them.
@@ -314,9 +340,17 @@ impl Partition {
         }
     }
 
-    /// The topic's settings.
-    pub(crate) fn topic_config(&self) -> &TopicConfig {
-        &self.topic
+    /// The topic's settings, as they are now.
+    pub(crate) fn topic_config(&self) -> Arc<TopicConfig> {
+        Arc::clone(&self.topic.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The topic has these settings from now on.
+    pub(crate) fn configure(&self, topic: TopicConfig) {
+        let mut present = self.topic.write().unwrap_or_else(PoisonError::into_inner);
+        if **present != topic {
+            *present = Arc::new(topic);
+        }
     }
 
     /// Whether it was closed with everything flushed.
@@ -340,15 +374,16 @@ impl Partition {
         state.followers.retain(|other| !Arc::ptr_eq(other, waiting));
     }
 
-    /// Serves nobody from now on: whoever waits is told why.
+    /// Serves nobody from now on: whoever waits is told why. The replica has no part in anything any
+    /// more; the controller hears of it with the next heartbeat.
     pub(super) fn stop(&self, why: Stopped) {
         let mut state = self.lock_state();
         let Condition::Online(online) = &mut state.condition else { return };
-        if let Stopped::Offline(reason) = &why {
+        if why.is_offline() {
             tracing::error!(
                 topic = %self.name.topic,
                 partition = %self.name.partition,
-                reason,
+                reason = %why,
                 "partition is offline"
             );
         }
@@ -357,6 +392,7 @@ impl Partition {
             drop(awaited.tell.send(Err(why.clone().into())));
         }
         let (offsets, size) = (online.offsets(), online.size());
+        state.tell(self, Event::Unassigned);
         state.condition = Condition::Stopped { why, offsets, size };
         state.wake();
     }

@@ -215,7 +215,7 @@ impl Partition {
                 NotRead::Failed(error)
             }
             Ok(_) => {
-                let why = Stopped::Offline(error.full_text());
+                let why = Stopped::by(&error);
                 self.stop(why.clone());
                 why.into()
             }

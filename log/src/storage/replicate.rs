@@ -107,7 +107,7 @@ impl Partition {
             return Err(NotReplicated::NotFollowing);
         }
         let online = state.online()?;
-        online.check_run(&batches, self.topic.compact)?;
+        online.check_run(&batches, self.topic_config().compact)?;
         for batch in batches {
             if let Some(producer) = ProducerBatch::of(batch.header()) {
                 online.producers.record(&producer, batch.base_offset(), batch.last_offset(), now);
@@ -116,7 +116,6 @@ impl Partition {
             // first leader's is 0 as well.
             if online.epochs.epoch_of(batch.base_offset()) != Some(batch.leader_epoch()) {
                 online.epochs.note(batch.leader_epoch(), batch.base_offset())?;
-                online.epochs_noted = true;
             }
             online.end = batch.next_offset();
             online.tail.push(batch.clone(), tail_share);
@@ -190,7 +189,8 @@ mod tests {
 
     use super::*;
     use crate::storage::FileSystem;
-    use crate::storage::testing::{answered, bases, following, partition, replicated};
+    use crate::storage::checkpoint::PartitionDescription;
+    use crate::storage::testing::{Failing, answered, bases, following, partition, replicated};
 
     #[test]
     fn batches_are_taken_as_they_are_and_are_there_after_a_restart() {
@@ -211,6 +211,53 @@ mod tests {
         let epochs: Vec<_> =
             again.epochs().unwrap().entries().map(|(e, o)| (e.get(), o.get())).collect();
         assert_eq!(epochs, [(3, 0), (5, 40)]);
+    }
+
+    #[test]
+    fn whatever_breaks_off_the_epoch_of_the_last_record_is_known() {
+        for operations in 0.. {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("0");
+            let disk = Failing::default();
+            let follower = following(&path, Arc::new(disk.clone()));
+            follower.append_replicated(&answered(replicated(0, 40, 3)), None).unwrap();
+            follower.write_round();
+            follower.append_replicated(&answered(replicated(40, 60, 5)), None).unwrap();
+            disk.fail_after(operations);
+            follower.write_round();
+            let broke_off = follower.offsets().is_err();
+            drop(follower);
+            let again = partition(&path, Arc::new(FileSystem));
+            let last = *bases(&again).last().unwrap();
+            let end = again.written_end();
+            let epoch = if last < 40 { 3 } else { 5 };
+            let known = again.epochs().unwrap().last_written(end);
+            assert_eq!(known.get(), epoch, "after {operations} operations, end {end}");
+            if !broke_off {
+                assert!(operations > 1, "only {operations} operations");
+                return;
+            }
+        }
+    }
+
+    /// A replica was elected and wrote nothing; then it copied what an older leader had written.
+    #[test]
+    fn an_epoch_without_a_record_gives_way_to_an_older_one_with_records() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0");
+        let follower = following(&path, Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(0, 40, 3)), None).unwrap();
+        follower.write_round();
+        drop(follower);
+        let mut description = PartitionDescription::read(&path).unwrap();
+        description.epochs.begin(LeaderEpoch::new(5), Offset::new(40)).unwrap();
+        description.write(&path).unwrap();
+        let follower = following(&path, Arc::new(FileSystem));
+        follower.append_replicated(&answered(replicated(40, 60, 3)), None).unwrap();
+        follower.write_round();
+        drop(follower);
+        let again = partition(&path, Arc::new(FileSystem));
+        assert_eq!(again.epochs().unwrap().last_written(Offset::new(60)).get(), 3);
     }
 
     /// The first epoch is 0, as is what a log without records is in.

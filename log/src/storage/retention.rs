@@ -48,7 +48,8 @@ impl Partition {
         hold: Hold,
         excess_bytes: u64,
     ) -> Result<u64, Error> {
-        if !self.topic.delete {
+        let topic = self.topic_config();
+        if !topic.delete {
             return Ok(0);
         }
         let mut files = lock(&self.files);
@@ -57,7 +58,7 @@ impl Partition {
             let removed = self.remove(&mut files.unremoved);
             return followed.and(removed);
         }
-        let expire_before = self.topic.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
+        let expire_before = topic.retention.map(|kept| now_ms.saturating_sub(millis(kept)));
         if self.active_is_expired(expire_before, hold, excess_bytes) {
             self.shared.reserve.spend(|| self.roll(&mut files))?;
         }
@@ -78,7 +79,7 @@ impl Partition {
             let count = online.sealed.partition_point(|segment| segment.end <= start);
             (online.sealed[..count].to_vec(), start, self.description(online, start))
         };
-        self.shared.reserve.spend(|| description.write(&self.folder))?;
+        self.shared.reserve.spend(|| self.describe(files, description.clone()))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = start;
             online.epochs.forget_before(start);
@@ -106,7 +107,7 @@ impl Partition {
             let start = online.sealed[count - 1].end;
             (online.sealed[..count].to_vec(), start, self.description(online, start))
         };
-        self.shared.reserve.spend(|| description.write(&self.folder))?;
+        self.shared.reserve.spend(|| self.describe(files, description.clone()))?;
         if let Ok(online) = self.lock_state().online() {
             online.start = online.start.max(start);
             online.epochs.forget_before(start);
@@ -169,6 +170,17 @@ impl Partition {
         }
     }
 
+    /// Says it in `partition.json`, durably.
+    pub(super) fn describe(
+        &self,
+        files: &mut Files,
+        description: PartitionDescription,
+    ) -> Result<(), Error> {
+        description.write(&self.folder)?;
+        files.described = description.epochs;
+        Ok(())
+    }
+
     pub(super) fn description(&self, online: &Online, start: Offset) -> PartitionDescription {
         let mut epochs = online.epochs.clone();
         epochs.forget_before(start);
@@ -201,12 +213,12 @@ impl Partition {
         hold: Hold,
         mut excess_bytes: u64,
     ) -> usize {
+        let retention_bytes = self.topic_config().retention_bytes;
         let mut size = online.size();
         let mut count = 0;
         for segment in &online.sealed {
             let too_old = is_too_old(segment.max_timestamp, segment.written_ms, expire_before);
-            let too_large =
-                self.topic.retention_bytes.is_some_and(|kept| size - segment.size >= kept);
+            let too_large = retention_bytes.is_some_and(|kept| size - segment.size >= kept);
             let readable = segment.end <= online.high_watermark;
             if !(too_old || too_large) || !readable {
                 break;

@@ -4,11 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tailwater_kafka::{BrokerId, LeaderEpoch};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::partitions::PartitionKey;
 use crate::replica::{Command, Event, FollowerStatus, LogView, NotNow, WrongEpoch};
-use crate::storage::partition::{Acks, Condition, NotKept, Online, Partition, State};
+use crate::storage::partition::{Acks, Condition, NotKept, Online, Partition, State, Stopped};
 
 /// What a replica wants done that is not its partition's own business.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,21 @@ impl Partition {
         let mut state = self.lock_state();
         state.online().ok()?;
         state.replica.leads()
+    }
+
+    /// Whether this copy is there and cannot be used.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.lock_state().online().is_err_and(|why| why.is_offline())
+    }
+
+    /// Whether this copy is not what was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(self.lock_state().online(), Err(Stopped::Damaged(_)))
+    }
+
+    /// Whether this replica leads, but is cut off from those that it leads.
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.lock_state().replica.is_stranded()
     }
 
     /// Waits until this replica leads in that epoch, or cannot any more.
@@ -144,6 +160,9 @@ impl State {
             Event::EpochBegun { leader_epoch } => Some(*leader_epoch),
             _ => None,
         };
+        if begun.is_some() {
+            online.leads_since = Some(Instant::now());
+        }
         let errands = &partition.shared.errands;
         let commands = self.replica.handle(partition.shared.now(), event, online.view());
         let mut wake = false;
@@ -156,6 +175,14 @@ impl State {
                     online.refuse_from(online.start, &NotKept::NotLeader);
                     errands.push(partition, Errand::Resign);
                     wake = true;
+                }
+                Command::Stranded => {
+                    tracing::warn!(
+                        topic = %partition.name.topic,
+                        partition = %partition.name.partition,
+                        "no follower is heard of; another broker may lead by now"
+                    );
+                    online.refuse_from(online.start, &NotKept::NotLeader);
                 }
                 Command::ProposeIsr { leader_epoch, partition_epoch, isr } => {
                     errands

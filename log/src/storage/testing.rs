@@ -1,7 +1,9 @@
 //! What this crate's unit tests share.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use tailwater_kafka::{
@@ -13,12 +15,12 @@ use uuid::Uuid;
 use crate::Config;
 use crate::metadata::{BrokerEpoch, PartitionEpoch};
 use crate::replica::{Assignment, Event};
-use crate::storage::Disk;
 use crate::storage::folder_lock::FolderLock;
 use crate::storage::partition::{Partition, PartitionName, Shared};
 use crate::storage::read::{Read, ReadBelow, ReadRequest};
 use crate::storage::replicate::Answered;
 use crate::storage::reserve::Reserve;
+use crate::storage::{Disk, DiskFile, FileSystem};
 use crate::topic_config::TopicConfig;
 
 /// What a node of its own shares, with files on `disk`.
@@ -121,4 +123,79 @@ pub(crate) fn stamped(base: i64, count: i64, stamp: BatchStamp) -> RecordBatch {
     let mut bytes = BytesMut::from(builder.finish(stamp).unwrap());
     place(&mut bytes, Offset::new(base), LeaderEpoch::new(0)).unwrap();
     RecordBatch::parse(bytes.freeze()).unwrap().unwrap().0
+}
+
+/// The file system, until so many operations are used up.
+#[derive(Debug, Clone)]
+pub(crate) struct Failing(Arc<AtomicI64>);
+
+impl Default for Failing {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(i64::MAX)))
+    }
+}
+
+#[derive(Debug)]
+struct FailingFile(Arc<dyn DiskFile>, Failing);
+
+impl Failing {
+    /// Breaks off after `operations` more.
+    pub(crate) fn fail_after(&self, operations: i64) {
+        self.0.store(operations, Ordering::SeqCst);
+    }
+
+    fn spend(&self) -> io::Result<()> {
+        if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
+            return Ok(());
+        }
+        Err(io::Error::other("broke off"))
+    }
+
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(FailingFile(file, self.clone()))
+    }
+}
+
+impl Disk for Failing {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.spend()?;
+        FileSystem.create(path).map(|file| self.file(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.spend()?;
+        FileSystem.open(path).map(|file| self.file(file))
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        self.spend()?;
+        FileSystem.sync_folder(path)
+    }
+}
+
+impl DiskFile for FailingFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, position)
+    }
+
+    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
+        // A process that dies in a write may have written all of it.
+        let spent = self.1.spend();
+        self.0.write_all_at(parts, position)?;
+        spent
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.1.spend()?;
+        self.0.sync()
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.1.spend()?;
+        self.0.truncate(length)
+    }
 }

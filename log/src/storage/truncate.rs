@@ -120,7 +120,7 @@ impl Partition {
         change: impl FnOnce(&Self, &mut Files) -> Result<(), Error>,
     ) -> Result<Offset, Error> {
         let before = self.begin_replacement()?;
-        let topic = self.topic.clone();
+        let topic = self.topic_config();
         let opened = change(self, files).and_then(|()| {
             let Self { folder, name, shared, .. } = self;
             Opening { folder, name, topic: &topic, shared }.open()
@@ -177,7 +177,7 @@ impl Partition {
         disk::remove_file(&segment::path(&self.folder, last, Kind::Index))?;
         cut.file.truncate(cut.position).map_err(Error::io("cut", &cut.path))?;
         cut.file.sync().map_err(Error::io("flush", &cut.path))?;
-        self.describe(start, &epochs, cut.end)
+        self.describe_cut(files, start, epochs, cut.end)
     }
 
     fn remove_all(&self, files: &mut Files, start: Offset) -> Result<(), Error> {
@@ -193,7 +193,7 @@ impl Partition {
             disk::remove_file(&segment::path(&self.folder, offset, Kind::Producers))?;
         }
         disk::sync_folder(&*self.shared.config.disk, &self.folder)?;
-        self.describe(start, &EpochHistory::default(), start)
+        self.describe_cut(files, start, EpochHistory::default(), start)
     }
 
     fn segments(&self) -> Result<(Vec<Offset>, Offset, EpochHistory), Error> {
@@ -228,16 +228,17 @@ impl Partition {
         Ok(Cut { file, path, position, end })
     }
 
-    fn describe(&self, start: Offset, epochs: &EpochHistory, end: Offset) -> Result<(), Error> {
-        let mut epochs = epochs.clone();
+    /// Says what is left where the log was cut.
+    fn describe_cut(
+        &self,
+        files: &mut Files,
+        start: Offset,
+        mut epochs: EpochHistory,
+        end: Offset,
+    ) -> Result<(), Error> {
         epochs.truncate(end);
-        PartitionDescription {
-            topic_id: self.name.topic_id,
-            partition: self.name.partition.get(),
-            start,
-            epochs,
-        }
-        .write(&self.folder)
+        let (topic_id, partition) = (self.name.topic_id, self.name.partition.get());
+        self.describe(files, PartitionDescription { topic_id, partition, start, epochs })
     }
 }
 
@@ -258,14 +259,10 @@ struct Kept {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::path::Path;
-    use std::sync::atomic::{AtomicI64, Ordering};
-
-    use bytes::Bytes;
 
     use super::*;
-    use crate::storage::testing::{answered, bases, following, partition, replicated};
+    use crate::storage::testing::{Failing, answered, bases, following, partition, replicated};
     use crate::storage::{Disk, FileSystem};
 
     /// Offsets 0 to 60 in several segments, epoch 1 to 30, epoch 4 from there on; the last ten not
@@ -326,9 +323,9 @@ mod tests {
         for operations in 0.. {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("0");
-            let disk = Failing(Arc::new(AtomicI64::new(i64::MAX)));
+            let disk = Failing::default();
             let follower = filled(&path, Arc::new(disk.clone()));
-            disk.0.store(operations, Ordering::SeqCst);
+            disk.fail_after(operations);
             let cut = follower.truncate(Offset::new(24));
             drop(follower);
             let again = partition(&path, Arc::new(FileSystem));
@@ -341,68 +338,6 @@ mod tests {
                 assert!(operations > 5, "only {operations} operations");
                 return;
             }
-        }
-    }
-
-    /// The file system, until so many operations are used up.
-    #[derive(Debug, Clone)]
-    struct Failing(Arc<AtomicI64>);
-
-    #[derive(Debug)]
-    struct FailingFile(Arc<dyn DiskFile>, Failing);
-
-    impl Failing {
-        fn spend(&self) -> io::Result<()> {
-            if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
-                return Ok(());
-            }
-            Err(io::Error::other("broke off"))
-        }
-
-        fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-            Arc::new(FailingFile(file, self.clone()))
-        }
-    }
-
-    impl Disk for Failing {
-        fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            self.spend()?;
-            FileSystem.create(path).map(|file| self.file(file))
-        }
-
-        fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-            self.spend()?;
-            FileSystem.open(path).map(|file| self.file(file))
-        }
-
-        fn sync_folder(&self, path: &Path) -> io::Result<()> {
-            self.spend()?;
-            FileSystem.sync_folder(path)
-        }
-    }
-
-    impl DiskFile for FailingFile {
-        fn len(&self) -> io::Result<u64> {
-            self.0.len()
-        }
-
-        fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-            self.0.read_at(buffer, position)
-        }
-
-        fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.write_all_at(parts, position)
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.sync()
-        }
-
-        fn truncate(&self, length: u64) -> io::Result<()> {
-            self.1.spend()?;
-            self.0.truncate(length)
         }
     }
 }

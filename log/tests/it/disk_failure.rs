@@ -10,13 +10,10 @@ use tailwater_log::{Config, FlushPolicy};
 use crate::failing_disk::{EMFILE, FailingDisk, Handle};
 use crate::support::{
     NOBODY, Scratch, Writer, batch, commit, create_topic, delete_topic, fetch, init_producer,
-    list_offset, open, produce, produce_values, read_all, values,
+    list_offset, open, produce, produce_values, read_all, until, until_so, values,
 };
 
 const TOPIC: &str = "t";
-
-/// Longer than anything here takes; no test waits for it to pass.
-const LIMIT: Duration = Duration::from_secs(20);
 
 async fn scratch() -> (Scratch, Arc<FailingDisk>) {
     scratch_with(|_| {}).await
@@ -39,19 +36,9 @@ fn on(disk: &Arc<FailingDisk>) -> impl FnOnce(&mut Config) + use<> {
     move |config| config.disk = Arc::new(Handle(own))
 }
 
-/// Waits until something has become so.
-async fn until(so: impl Fn() -> bool) {
-    let waiting = async {
-        while !so() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waiting).await.unwrap();
-}
-
 /// Waits until a flush has begun that had not when there were `before`.
 async fn flushed_after(disk: &FailingDisk, before: u64) {
-    until(|| disk.flushes.load(Ordering::SeqCst) > before).await;
+    until_so("it is not so", || disk.flushes.load(Ordering::SeqCst) > before).await;
 }
 
 #[tokio::test]
@@ -124,7 +111,7 @@ async fn our_producer_gets_through_a_full_disk_in_order_and_once() {
         producer.flush();
         if number % 100 == 60 {
             let before = disk.refusals.load(Ordering::SeqCst);
-            until(|| disk.refusals.load(Ordering::SeqCst) >= before + 2).await;
+            until_so("it is not so", || disk.refusals.load(Ordering::SeqCst) >= before + 2).await;
             refused += 1;
             FailingDisk::set(&disk.full, false);
         }
@@ -186,7 +173,7 @@ async fn one_flush_serves_all_that_wait_and_nothing_shows_before_it() {
         writing.spawn(async move { produce(&log, TOPIC, next).await.unwrap() });
     }
     // All are in the log, one flush is under way, and nobody sees or hears of them.
-    until(|| scratch.status(TOPIC).end_offset.get() == 21).await;
+    until_so("it is not so", || scratch.status(TOPIC).end_offset.get() == 21).await;
     flushed_after(&disk, before).await;
     assert_eq!(scratch.status(TOPIC).high_watermark.get(), 1);
     assert_eq!(read_all(&scratch.log, TOPIC).await.len(), 1);
@@ -317,7 +304,10 @@ async fn what_a_failed_flush_left_in_memory_only_is_on_the_disk_before_it_is_ser
     produce_values(&log, TOPIC, &["more"]).await;
     assert_eq!(commit(&log, "group", TOPIC, 3).await, ErrorCode::None);
     drop(log);
-    until(|| std::fs::File::open(folder.path().join("lock")).unwrap().try_lock().is_ok()).await;
+    until_so("it is not so", || {
+        std::fs::File::open(folder.path().join("lock")).unwrap().try_lock().is_ok()
+    })
+    .await;
     disk.cut_power();
     let log = open(folder.path(), |_| {}).await;
     assert_eq!(log.partitions().remove(0).offline, None);
@@ -333,7 +323,7 @@ async fn a_panic_in_the_background_stops_one_partition_and_the_work_goes_on() {
     create_topic(&scratch.log, "other", &[]).await;
     FailingDisk::set(&disk.flush_panics, true);
     produce_values(&scratch.log, TOPIC, &["a"]).await;
-    until(|| scratch.status(TOPIC).offline.is_some()).await;
+    until_so("it is not so", || scratch.status(TOPIC).offline.is_some()).await;
     FailingDisk::set(&disk.flush_panics, false);
     // Read first: what is produced may be flushed at once.
     let before = disk.flushes.load(Ordering::SeqCst);
@@ -376,7 +366,7 @@ async fn a_partition_for_which_there_were_no_files_at_the_start_is_opened_when_t
     assert_eq!(delete_topic(&scratch.log, "deleted").await, ErrorCode::None);
 
     disk.open_error.store(0, Ordering::SeqCst);
-    until(|| scratch.status(TOPIC).leads.is_some()).await;
+    until_so("it is not so", || scratch.status(TOPIC).leads.is_some()).await;
     // It knows its producers: what comes again is there already.
     assert_eq!(produce(&scratch.log, TOPIC, values(&["kept"], writer)).await, Ok(0));
     assert_eq!(produce(&scratch.log, TOPIC, values(&["more"], next)).await, Ok(1));
@@ -419,11 +409,8 @@ async fn is_made_later(scratch: Scratch, allow: impl Fn()) {
     assert_eq!(refused, ErrorCode::NotLeaderOrFollower);
     assert!(!scratch.partition_folder("more").exists());
     allow();
-    let limit = std::time::Instant::now() + LIMIT;
-    while let Err(code) = produce(&scratch.log, "more", values(&["a"], NOBODY)).await {
-        assert!(std::time::Instant::now() < limit, "still {code:?}");
-        tokio::task::yield_now().await;
-    }
+    let produced = async || produce(&scratch.log, "more", values(&["a"], NOBODY)).await;
+    until(produced, Result::is_ok).await.unwrap();
     let scratch = scratch.restart(|_| {}).await;
     assert_eq!(scratch.log.partitions().len(), 2);
     assert_eq!(read_all(&scratch.log, "more").await.len(), 1);
@@ -441,4 +428,23 @@ async fn a_topic_for_which_there_are_no_files_is_made_later() {
     let (scratch, disk) = scratch().await;
     disk.open_error.store(EMFILE, Ordering::SeqCst);
     is_made_later(scratch, || disk.open_error.store(0, Ordering::SeqCst)).await;
+}
+
+#[tokio::test]
+async fn a_node_whose_metadata_cannot_be_flushed_says_that_it_has_stopped() {
+    let (scratch, disk) = scratch().await;
+    let log = Arc::clone(&scratch.log);
+    let (tell, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move { tell.send(log.stopped().await) });
+    FailingDisk::set(&disk.flush_fails, true);
+    // It needs an entry of the metadata's log; its answer does not come.
+    let creating = async {
+        create_topic(&scratch.log, "other", &[]).await;
+        std::future::pending::<()>().await;
+    };
+    let reason = tokio::select! {
+        reason = told => reason.unwrap(),
+        () = creating => unreachable!("it never ends"),
+    };
+    assert!(reason.contains("the disk is gone"), "{reason}");
 }

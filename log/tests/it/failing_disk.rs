@@ -22,6 +22,8 @@ pub(crate) struct FailingDisk {
     /// Writes that did not fit.
     pub(crate) refusals: AtomicU64,
     pub(crate) flush_fails: AtomicBool,
+    /// Whatever fails, fails for partitions only.
+    pub(crate) spares_metadata: AtomicBool,
     pub(crate) flush_panics: AtomicBool,
     pub(crate) cut_fails: AtomicBool,
     pub(crate) flushes: AtomicU64,
@@ -153,7 +155,8 @@ impl DiskFile for FailingFile {
         let mut unflushed = self.disk.unflushed.lock().unwrap();
         let unflushed = unflushed.entry(self.path.clone()).or_default();
         let dirty = std::mem::take(&mut unflushed.dirty);
-        if self.disk.flush_fails.load(Ordering::SeqCst) {
+        let spared = self.disk.spares_metadata.load(Ordering::SeqCst) && !is_segment(&self.path);
+        if self.disk.flush_fails.load(Ordering::SeqCst) && !spared {
             unflushed.given_up.extend(dirty);
             return Err(io::Error::other("the disk is gone"));
         }

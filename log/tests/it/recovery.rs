@@ -345,8 +345,8 @@ async fn leader_epochs_rise_with_each_start() {
         else {
             panic!("another response");
         };
-        let topics = response.topics.iter();
-        let topic = topics.filter(|topic| topic.name.as_ref().unwrap().as_str() == TOPIC).next();
+        let mut topics = response.topics.iter();
+        let topic = topics.find(|topic| topic.name.as_ref().unwrap().as_str() == TOPIC);
         topic.unwrap().partitions[0].leader_epoch
     };
     let scratch = Scratch::new().await;

@@ -72,6 +72,32 @@ pub(crate) fn partition_folder(data_dir: &Path, topic: &str) -> PathBuf {
     data_dir.join("topics").join(topic).join("0")
 }
 
+/// Looks until `condition` holds for what `seen` says; that.
+pub(crate) async fn until<T: std::fmt::Debug>(
+    mut seen: impl AsyncFnMut() -> T,
+    condition: impl Fn(&T) -> bool,
+) -> T {
+    let mut last = None;
+    let looking = async {
+        loop {
+            let now = seen().await;
+            if condition(&now) {
+                return now;
+            }
+            last = Some(now);
+            // What a node does by itself wakes nobody here.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(60), looking).await;
+    found.unwrap_or_else(|_| panic!("still {last:?}"))
+}
+
+/// Looks until something has become so; `yet` says what is wrong if it does not.
+pub(crate) async fn until_so(yet: &str, so: impl Fn() -> bool) {
+    until(async || if so() { "" } else { yet }, |problem| problem.is_empty()).await;
+}
+
 pub(crate) async fn open(folder: &Path, adjust: impl FnOnce(&mut Config)) -> Arc<Log> {
     let mut config = Config::new(folder);
     // Megabytes for each of hundreds of copies of a folder.

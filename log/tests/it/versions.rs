@@ -2,16 +2,20 @@
 
 use tailwater_kafka::Node;
 use tailwater_kafka::wire::{
-    ApiKey, KafkaUuid, Request, RequestHeader, Response, api_versions_request as av,
-    create_topics_request as ct, decode_request, decode_response, delete_groups_request as dg,
-    delete_topics_request as dt, describe_cluster_request as dcl, describe_configs_request as dc,
-    encode_request, encode_response, find_coordinator_request as fc, list_groups_request as lg,
-    metadata_request as m, offset_delete_request as od, offset_fetch_request as of,
-    offset_for_leader_epoch_request as le,
+    ApiKey, KafkaUuid, Request, RequestHeader, Response, alter_configs_request as ac,
+    alter_partition_reassignments_request as ar, api_versions_request as av,
+    create_partitions_request as cp, create_topics_request as ct, decode_request, decode_response,
+    delete_groups_request as dg, delete_topics_request as dt, describe_cluster_request as dcl,
+    describe_configs_request as dc, encode_request, encode_response,
+    find_coordinator_request as fc, list_groups_request as lg, metadata_request as m,
+    offset_delete_request as od, offset_fetch_request as of, offset_for_leader_epoch_request as le,
 };
 use tailwater_kafka::wire::{
-    fetch_request as f, init_producer_id_request as ip, list_offsets_request as lo,
-    offset_commit_request as oc, produce_request as p,
+    describe_quorum_request as dq, elect_leaders_request as el, fetch_request as f,
+    incremental_alter_configs_request as ia, init_producer_id_request as ip,
+    list_offsets_request as lo, list_partition_reassignments_request as lr,
+    offset_commit_request as oc, produce_request as p, remove_raft_voter_request as rv,
+    unregister_broker_request as ub,
 };
 
 use crate::support::{NOBODY, Scratch, ask, commit, create_topic, name, produce_values, values};
@@ -194,6 +198,64 @@ fn request(api: ApiKey, version: i16, id: KafkaUuid) -> Request {
                 .with_group_id(name("g"))
                 .with_topics(vec![topic])
                 .into()
+        }
+        ApiKey::AlterConfigs => {
+            let config = ac::AlterableConfig::default()
+                .with_name(name("retention.ms"))
+                .with_value(Some(name("5000")));
+            let resource = ac::AlterConfigsResource::default()
+                .with_resource_type(2)
+                .with_resource_name(name(TOPIC))
+                .with_configs(vec![config]);
+            ac::AlterConfigsRequestData::default().with_resources(vec![resource]).into()
+        }
+        ApiKey::IncrementalAlterConfigs => {
+            let config =
+                ia::AlterableConfig::default().with_name(name("no.such")).with_config_operation(1);
+            let resource = ia::AlterConfigsResource::default()
+                .with_resource_type(2)
+                .with_resource_name(name(TOPIC))
+                .with_configs(vec![config]);
+            ia::IncrementalAlterConfigsRequestData::default().with_resources(vec![resource]).into()
+        }
+        ApiKey::CreatePartitions => {
+            let topic = |of: &str| {
+                cp::CreatePartitionsTopic::default()
+                    .with_name(name(of))
+                    .with_count(2 + i32::from(version))
+                    .with_assignments(None)
+            };
+            let topics = vec![topic(TOPIC), topic("nowhere")];
+            cp::CreatePartitionsRequestData::default().with_topics(topics).into()
+        }
+        ApiKey::ElectLeaders => {
+            let topic = el::TopicPartitions::default()
+                .with_topic(name(TOPIC))
+                .with_partitions(vec![0, -1, i32::MAX]);
+            el::ElectLeadersRequestData::default().with_topic_partitions(Some(vec![topic])).into()
+        }
+        ApiKey::AlterPartitionReassignments => {
+            let partition = ar::ReassignablePartition::default().with_replicas(Some(vec![-1, 1]));
+            let topic = ar::ReassignableTopic::default()
+                .with_name(name(TOPIC))
+                .with_partitions(vec![partition]);
+            ar::AlterPartitionReassignmentsRequestData::default().with_topics(vec![topic]).into()
+        }
+        ApiKey::ListPartitionReassignments => {
+            lr::ListPartitionReassignmentsRequestData::default().with_topics(None).into()
+        }
+        ApiKey::DescribeQuorum => {
+            let partition = dq::PartitionData::default();
+            let topic = dq::TopicData::default()
+                .with_topic_name(name("__cluster_metadata"))
+                .with_partitions(vec![partition]);
+            dq::DescribeQuorumRequestData::default().with_topics(vec![topic]).into()
+        }
+        ApiKey::UnregisterBroker => {
+            ub::UnregisterBrokerRequestData::default().with_broker_id(-7).into()
+        }
+        ApiKey::RemoveRaftVoter => {
+            rv::RemoveRaftVoterRequestData::default().with_voter_id(-7).into()
         }
         ApiKey::DescribeCluster => dcl::DescribeClusterRequestData::default().into(),
         ApiKey::ListGroups => lg::ListGroupsRequestData::default().into(),

@@ -3,6 +3,7 @@
 //! Everything is measured side by side in one run: in each round the changes are written while
 //! nobody reads, then each side catches up by itself, and who goes first alternates. Rounds give a
 //! median, medians give a ratio; seconds alone say more about the machine than about us.
+//! `cluster` has no database: there Kafka's own client writes to three nodes of each side in turn.
 //!
 //! Servers flush as they would in production (`fsync = on`, `sync_binlog = 1`), our log flushes
 //! before it acknowledges. Our side is a process started anew each time: its start is part of the
@@ -10,6 +11,7 @@
 //!
 //! Nothing in CI depends on these figures.
 
+mod cluster;
 mod figures;
 mod latency;
 mod mysql;
@@ -29,24 +31,28 @@ use ours::Bench;
 /// A group of figures that share their servers.
 type Group = (&'static str, fn(&Bench) -> Result<Vec<Figure>>);
 
-const GROUPS: [Group; 5] = [
+const GROUPS: [Group; 7] = [
     ("postgres-log", postgres::log),
     ("mysql-log", mysql::log),
     ("postgres-catch-up", postgres::catch_up),
     ("mysql-catch-up", mysql::catch_up),
     ("latency", latency::latency),
+    ("cluster-copied", cluster::copied),
+    ("cluster-flushed", cluster::flushed),
 ];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Rows per measurement, of about 160 bytes, 100 a transaction.
+    /// Rows per measurement, of about 160 bytes, 100 a transaction; `cluster` writes as many records
+    /// of 1 KiB.
     #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(1_000..))]
     rows: u64,
     /// Rounds per figure; the median counts.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
     /// Only these groups of figures: postgres-log, mysql-log, postgres-catch-up, mysql-catch-up,
-    /// latency. May be given several times.
+    /// latency, cluster-copied, cluster-flushed; or all whose names begin so, as `cluster`. May be
+    /// given several times.
     #[arg(long)]
     only: Vec<String>,
     /// Which server speaks MySQL's protocol: mysql or mariadb; by default mysql where it is there.
@@ -99,8 +105,8 @@ pub(crate) fn run(root: &Path, arguments: &Arguments) -> Result<()> {
 fn heading(bench: &Bench, build: &str) -> String {
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
     format!(
-        "{} rows of about 160 bytes, {} a transaction; medians of {} alternating rounds; \
-         both databases and Tailwater ({build}) on {cores} cores",
+        "{} rows of about 160 bytes, {} a transaction, or records of 1 KiB; medians of {} alternating rounds; \
+         all servers and Tailwater ({build}) on {cores} cores",
         bench.rows(),
         rows::PER_TRANSACTION,
         bench.rounds,
@@ -109,10 +115,14 @@ fn heading(bench: &Bench, build: &str) -> String {
 
 fn chosen(only: &[String]) -> Result<Vec<Group>> {
     let known = GROUPS.map(|(name, _)| name);
-    if let Some(unknown) = only.iter().find(|name| !known.contains(&name.as_str())) {
+    // `cluster` means all of `cluster-…`.
+    let means = |wanted: &str, name: &str| {
+        name.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    if let Some(unknown) = only.iter().find(|it| !known.iter().any(|name| means(it, name))) {
         bail!("no group of figures is called {unknown}: there are {}", known.join(", "));
     }
-    let wanted = |group: &Group| only.is_empty() || only.iter().any(|name| name == group.0);
+    let wanted = |group: &Group| only.is_empty() || only.iter().any(|it| means(it, group.0));
     Ok(GROUPS.into_iter().filter(wanted).collect())
 }
 
@@ -135,6 +145,12 @@ mod tests {
         assert_eq!(chosen(&[]).unwrap().len(), GROUPS.len());
         let one = chosen(&["latency".to_owned()]).unwrap();
         assert_eq!(one.iter().map(|group| group.0).collect::<Vec<_>>(), ["latency"]);
+        let both = chosen(&["cluster".to_owned()]).unwrap();
+        assert_eq!(
+            both.iter().map(|group| group.0).collect::<Vec<_>>(),
+            ["cluster-copied", "cluster-flushed"]
+        );
+        assert!(chosen(&["clust".to_owned()]).is_err());
         let error = chosen(&["speed".to_owned()]).unwrap_err().to_string();
         assert!(error.contains("postgres-catch-up"), "{error}");
     }

@@ -125,7 +125,7 @@ pub(crate) fn time(
 }
 
 /// CPU seconds and peak memory in bytes of a process so far.
-fn used(pid: u32) -> Result<(f64, u64)> {
+pub(crate) fn used(pid: u32) -> Result<(f64, u64)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read a process's time")?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read its memory")?;
     let cpu = stat_seconds(&stat, USER_TIME).context("no times in /proc/PID/stat")?;

@@ -13,9 +13,7 @@ use tailwater_apply::{
     State, Status,
 };
 use tailwater_capture::{Capture, CaptureHandle, Config, PartitionBy, SnapshotMode};
-use tailwater_change::{
-    Column, Commit, Dialect, Identity, Index, Kind, Place, TableId, TableSchema,
-};
+use tailwater_change::{Commit, Place, TableSchema};
 use tailwater_kafka::test_util::{MemoryNode, ProduceFault};
 use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::{Client, ClientConfig, Offset, Transport};
@@ -23,45 +21,6 @@ use tailwater_memory::{Cell, MemoryDatabase, MemorySource, Script};
 use tailwater_registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-fn column(name: &str, field: u32, kind: Kind) -> Column {
-    Column {
-        name: name.into(),
-        field,
-        kind,
-        native: "text".into(),
-        nullable: true,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
-}
-
-pub(crate) fn schema(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
-    let index = |column: &&str| Index {
-        name: format!("{name}_{column}"),
-        columns: vec![(*column).to_owned()],
-        unique: true,
-        primary: false,
-        definition: String::new(),
-    };
-    Arc::new(TableSchema {
-        table: TableId::new("public", name),
-        dialect: Dialect::Postgres,
-        columns: vec![
-            column("id", 1, Kind::Int { bits: 64, signed: true }),
-            column("a", 2, Kind::Int { bits: 64, signed: true }),
-            column("b", 3, Kind::Text { length: None, fixed: false }),
-        ],
-        identity,
-        indexes: unique.iter().map(index).collect(),
-        foreign_keys: Vec::new(),
-        hides_cascades: false,
-        options: None,
-    })
-}
 
 pub(crate) struct System {
     node: Arc<MemoryNode>,
@@ -100,13 +59,7 @@ impl System {
     }
 
     fn partitioned(partitions: usize, partition_by: PartitionBy) -> Self {
-        let key = || Identity::Key(vec![0]);
-        let schemas = vec![
-            schema("one", key(), &[]),
-            schema("two", key(), &["a"]),
-            schema("bag", Identity::Full, &[]),
-        ];
-        Self::of(schemas, partitions, partition_by)
+        Self::of(tailwater_memory::sample_tables(), partitions, partition_by)
     }
 
     pub(crate) fn of(

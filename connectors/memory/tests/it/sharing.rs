@@ -11,9 +11,9 @@ use rand::{Rng, SeedableRng};
 use tailwater_apply::{ConflictPolicy, Consistency, PipelineConfig, PipelineHandle, State};
 use tailwater_capture::{CaptureHandle, PartitionBy, SnapshotMode};
 use tailwater_change::Identity;
-use tailwater_memory::Planted;
+use tailwater_memory::{Planted, sample_table};
 
-use crate::end_to_end::{Process, System, schema};
+use crate::end_to_end::{Process, System};
 
 /// Time is made up: every sleep ends at once when nothing else is to be done.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -27,12 +27,12 @@ const QUIET_LOOKS: usize = 6;
 fn system(partitions: usize, by: PartitionBy, unique: bool) -> System {
     let key = || Identity::Key(vec![0]);
     let mut schemas = vec![
-        schema("one", key(), &[]),
-        schema("two", key(), &[]),
-        schema("bag", Identity::Full, &[]),
+        sample_table("one", key(), &[]),
+        sample_table("two", key(), &[]),
+        sample_table("bag", Identity::Full, &[]),
     ];
     if unique {
-        schemas.push(schema("four", key(), &["a"]));
+        schemas.push(sample_table("four", key(), &["a"]));
     }
     System::of(schemas, partitions, by)
 }

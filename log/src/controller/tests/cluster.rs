@@ -7,10 +7,10 @@ use std::time::Duration;
 use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
-use super::super::requests::{HeartbeatAnswer, TopicConfigs};
+use super::super::requests::{ConfigChange, HeartbeatAnswer, TopicConfigs};
 use super::super::{
-    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, Event, Heartbeat,
-    IsrChange, NewTopic, Refusal, Registration, Settings,
+    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, CopyReport, Event,
+    Heartbeat, IsrChange, NewTopic, Refusal, Registration, Settings,
 };
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex, PartitionState, Record};
 
@@ -190,7 +190,20 @@ impl Cluster {
             epoch: self.epoch(broker),
             applied: self.image.index(),
             stopping: false,
+            copies: Vec::new(),
         }
+    }
+
+    /// What a broker says of its copy of a topic's partition.
+    pub(super) fn copy_report(&self, topic: &str, offline: bool) -> CopyReport {
+        let (topic, _) = self.image.topic_by_name(topic).expect("the topic");
+        CopyReport { topic, partition: PartitionId::new(0), offline }
+    }
+
+    /// A heartbeat that says whether the broker's copy of a topic's partition is offline.
+    pub(super) fn report(&mut self, broker: BrokerId, topic: &str, offline: bool) {
+        let copies = vec![self.copy_report(topic, offline)];
+        self.beat_with(Heartbeat { copies, ..self.heartbeat(broker) });
     }
 
     pub(super) fn beat(&mut self, broker: BrokerId) -> HeartbeatAnswer {
@@ -256,7 +269,7 @@ impl Cluster {
     ) -> Result<(), Refusal> {
         let change = TopicConfigs {
             name: topic.to_owned(),
-            changes: BTreeMap::from([(name.to_owned(), Some(value.to_owned()))]),
+            changes: BTreeMap::from([(name.to_owned(), ConfigChange::Set(value.to_owned()))]),
             replaces_all: false,
         };
         let request =

@@ -2,6 +2,7 @@
 
 mod brokers;
 mod cluster;
+mod copies;
 mod machine;
 mod moves;
 mod random;

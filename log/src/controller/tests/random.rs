@@ -3,8 +3,8 @@
 //! Beside the controller runs a model of what the brokers' disks hold: for each replica, how many
 //! of the records that the partition has committed. Leaders commit as the rules of replication
 //! allow them to (every member of the ISR has it, and the ISR is at least min ISR), brokers crash,
-//! lose what they had not flushed or their whole disk, restart, stop; operators move partitions and
-//! change settings; controllers replace each other, with proposals lost or committed meanwhile.
+//! lose what they had not flushed or their whole disk, restart, stop; copies go offline, come back, or
+//! are made anew in the place of damaged ones; operators move partitions and change settings; controllers replace each other, with proposals lost or committed meanwhile.
 //! Whatever happens, whom the controller counts as complete *is* complete in the model.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,10 +18,10 @@ use tailwater_kafka::{BrokerId, PartitionId, TopicId, TopicPartition};
 use uuid::Uuid;
 
 use super::super::partitions::{Wanted, settle};
-use super::super::requests::{ElectionKind, MorePartitions, TopicConfigs};
+use super::super::requests::{ConfigChange, ElectionKind, MorePartitions, TopicConfigs};
 use super::super::{
-    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, Event, Heartbeat,
-    IsrChange, NewTopic, Refusal, Registration, Settings, TopicRef,
+    AlterPartitions, Command, Controller, ControllerAnswer, ControllerRequest, CopyReport, Event,
+    Heartbeat, IsrChange, NewTopic, Refusal, Registration, Settings, TopicRef,
 };
 use super::cluster::id;
 use crate::metadata::{BrokerEpoch, Image, MetadataIndex, PartitionState, Record};
@@ -49,6 +49,8 @@ struct Broker {
     stopping: bool,
     /// The registration that waits for its answer.
     registering: Option<u64>,
+    /// The copies that it cannot use, and whether they are damaged.
+    offline: BTreeMap<Key, bool>,
 }
 
 /// What a start of a broker has lost, which counts from its registration on.
@@ -88,11 +90,12 @@ struct World {
     /// What the run has seen, so that it cannot pass by doing nothing.
     elections: u64,
     commits: u64,
+    copied_anew: u64,
 }
 
 #[test]
 fn whatever_happens_who_counts_as_complete_is() {
-    let (mut elections, mut commits) = (0, 0);
+    let (mut elections, mut commits, mut copied_anew) = (0, 0, 0);
     for seed in 0..SEEDS {
         println!("seed {seed}");
         let mut world = World::new(seed);
@@ -102,9 +105,11 @@ fn whatever_happens_who_counts_as_complete_is() {
         world.finish();
         elections += world.elections;
         commits += world.commits;
+        copied_anew += world.copied_anew;
     }
-    println!("{elections} elections, {commits} commits");
+    println!("{elections} elections, {commits} commits, {copied_anew} copied anew");
     assert!(elections > 10 * SEEDS && commits > 50 * SEEDS, "the runs did too little");
+    assert!(copied_anew > SEEDS / 3, "too few were copied anew");
 }
 
 impl World {
@@ -133,6 +138,7 @@ impl World {
             answered: BTreeSet::new(),
             elections: 0,
             commits: 0,
+            copied_anew: 0,
         };
         world.activate();
         world
@@ -148,7 +154,8 @@ impl World {
             78..84 => self.start(),
             84..88 => self.crash(),
             88..90 => self.begin_stop(),
-            90..95 => self.operate_topics(),
+            90..93 => self.change_copy(),
+            93..95 => self.operate_topics(),
             95..98 => self.operate_partitions(),
             _ => self.activate(),
         }
@@ -246,13 +253,79 @@ impl World {
                 continue;
             }
             let behind = self.rng.random_range(0..3);
+            let stopping = broker.stopping;
             let heartbeat = Heartbeat {
                 id: id(number),
                 epoch,
                 applied: MetadataIndex::new(self.image.index().get().saturating_sub(behind)),
-                stopping: broker.stopping,
+                stopping,
+                copies: self.copies_to_report(id(number)),
             };
             self.send(ControllerRequest::Heartbeat(heartbeat));
+        }
+    }
+
+    /// What the metadata has wrong about its copies; now and then an old heartbeat comes late and
+    /// tells what was.
+    fn copies_to_report(&mut self, broker: BrokerId) -> Vec<CopyReport> {
+        let offline = &self.brokers[&broker].offline;
+        let mut reports = Vec::new();
+        for (topic, _, partition, state) in self.image.partitions() {
+            if !state.replicas.contains(&broker) {
+                continue;
+            }
+            let is_offline = offline.contains_key(&(topic, partition));
+            let is_late = self.rng.random_bool(0.01);
+            if is_offline != state.offline.contains(&broker) || is_late {
+                reports.push(CopyReport { topic, partition, offline: is_offline != is_late });
+            }
+        }
+        reports
+    }
+
+    /// A copy goes offline; or one that is comes back, as it was or made anew.
+    fn change_copy(&mut self) {
+        let broken = self
+            .brokers
+            .iter()
+            .flat_map(|(id, broker)| broker.offline.keys().map(|key| (*id, *key)));
+        let mut copies: Vec<(BrokerId, Key)> = broken.collect();
+        if copies.is_empty() || self.rng.random_bool(0.4) {
+            let all = self.image.partitions().flat_map(|(topic, _, partition, state)| {
+                state.replicas.iter().map(move |id| (*id, (topic, partition)))
+            });
+            copies = all.collect();
+        }
+        let Some((broker, key)) = copies.choose(&mut self.rng).copied() else { return };
+        let Some(state) = self.image.partition(key.0, key.1) else { return };
+        if !self.serves(broker) {
+            return;
+        }
+        let is_damaged = self.rng.random_bool(0.5);
+        let offline = &mut self.brokers.get_mut(&broker).unwrap().offline;
+        match offline.get(&key).copied() {
+            None => {
+                offline.insert(key, is_damaged);
+            }
+            Some(false) => {
+                offline.remove(&key);
+            }
+            // The node's rule for copying anew.
+            Some(true)
+                if state.offline.contains(&broker)
+                    && !state.is_complete_on(broker)
+                    && state.leader.is_some_and(|leader| leader != broker) =>
+            {
+                offline.remove(&key);
+                self.copied_anew += 1;
+                let records = self.records.get_mut(&key).unwrap();
+                records.on.insert(broker, 0);
+                records.complete.remove(&broker);
+            }
+            // It starts again, and nobody notices before it is read.
+            Some(true) => {
+                offline.remove(&key);
+            }
         }
     }
 
@@ -283,6 +356,8 @@ impl World {
             broker.running = true;
             broker.stopping = false;
             broker.incarnation = fresh;
+            // A flush that failed is forgotten, damage is not.
+            broker.offline.retain(|_, is_damaged| *is_damaged && !empty);
             if broker.keeps_unflushed && broker.previous_epoch.is_none() {
                 self.unflushed_lost.insert(fresh);
             }
@@ -313,6 +388,10 @@ impl World {
         process.running && process.epoch == Some(state.epoch) && !state.fenced
     }
 
+    fn serves_copy(&self, broker: BrokerId, key: Key) -> bool {
+        self.serves(broker) && !self.brokers[&broker].offline.contains_key(&key)
+    }
+
     /// Leaders commit what their ISR has.
     fn replicate(&mut self) {
         let keys: Vec<_> = self.image.partitions().map(|(t, _, p, _)| (t, p)).collect();
@@ -321,7 +400,7 @@ impl World {
             let min_isr = self.image.min_isr(self.image.topic(key.0).unwrap(), state);
             if state.leader.is_none()
                 || state.isr.len() < min_isr
-                || !state.isr.iter().all(|member| self.serves(*member))
+                || !state.isr.iter().all(|member| self.serves_copy(*member, key))
             {
                 continue;
             }
@@ -406,8 +485,8 @@ impl World {
             }
             (_, Some(name)) => {
                 let value = match self.rng.random_range(0..4) {
-                    0 => None,
-                    number => Some(number.to_string()),
+                    0 => ConfigChange::Delete,
+                    number => ConfigChange::Set(number.to_string()),
                 };
                 let changes = BTreeMap::from([("min.insync.replicas".to_owned(), value)]);
                 let topics = vec![TopicConfigs { name, changes, replaces_all: false }];
@@ -473,6 +552,11 @@ impl World {
                 }
                 let records = self.records.get_mut(&key).unwrap();
                 records.on.retain(|id, _| state.replicas.contains(id));
+                for (id, broker) in &mut self.brokers {
+                    if !state.replicas.contains(id) {
+                        broker.offline.remove(&key);
+                    }
+                }
             }
             Record::RemoveTopic { id } => self.records.retain(|(topic, _), _| topic != id),
             Record::Cluster { .. }
@@ -505,7 +589,10 @@ impl World {
     fn follow_partition(&mut self, key: Key, old: &PartitionState, new: &PartitionState) {
         assert!(new.leader_epoch >= old.leader_epoch);
         assert_eq!(new.partition_epoch, old.partition_epoch.next());
-        assert_eq!(new.leader_epoch > old.leader_epoch, new.leader != old.leader);
+        let came_back = |id: &BrokerId| new.replicas.contains(id) && !new.offline.contains(id);
+        let is_new_reign = new.leader != old.leader || old.offline.iter().any(came_back);
+        assert_eq!(new.leader_epoch > old.leader_epoch, is_new_reign);
+        self.distrust_offline(key, new);
         self.elections += u64::from(new.leader.is_some() && new.leader != old.leader);
 
         let joined: Vec<_> = new.isr.iter().filter(|id| !old.isr.contains(id)).copied().collect();
@@ -519,6 +606,14 @@ impl World {
             } else {
                 self.join(key, old, member);
             }
+        }
+    }
+
+    /// Copies that are offline are not relied on, unless nobody else is complete.
+    fn distrust_offline(&mut self, key: Key, state: &PartitionState) {
+        let is_usable = |id: &BrokerId| !state.offline.contains(id);
+        if state.isr.iter().chain(&state.elr).any(is_usable) {
+            self.records.get_mut(&key).unwrap().complete.retain(is_usable);
         }
     }
 
@@ -601,6 +696,8 @@ impl World {
         let is_eligible = |id: &&BrokerId| self.image.is_eligible(**id);
         let eligible = state.isr.iter().filter(is_eligible).count();
         assert!(eligible == 0 || eligible == isr.len(), "a stopping broker in the ISR: {name}");
+        let offline: BTreeSet<_> = state.offline.iter().collect();
+        assert!(offline.is_subset(&replicas) && offline.is_disjoint(&isr), "{name}");
         assert!(!state.original_replicas().is_empty() && !state.target_replicas().is_empty());
     }
 }
@@ -616,6 +713,7 @@ impl Broker {
             previous_epoch: None,
             stopping: false,
             registering: None,
+            offline: BTreeMap::new(),
         }
     }
 }

@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The largest frame. An image of a hundred thousand partitions fits.
+/// The largest frame. A snapshot of any size goes in parts; the image that a broker is given at once
+/// has a hundred thousand partitions in so much.
 pub(crate) const MAX_FRAME_BYTES: usize = 64 << 20;
 
 /// A request, or the answer to the one with the same id.

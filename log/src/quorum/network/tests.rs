@@ -18,7 +18,7 @@ use crate::metadata::Record;
 use crate::quorum::messages::{
     ControllerHandler, ControllerMessage, ControllerReply, QuorumNetwork,
 };
-use crate::quorum::{Quorum, QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER};
+use crate::quorum::{Quorum, QuorumConfig, QuorumTimeouts, SNAPSHOT_AFTER, SNAPSHOT_PART_BYTES};
 use crate::storage::FileSystem;
 use crate::storage::partition::lock;
 
@@ -189,6 +189,7 @@ async fn three_members_agree_over_tcp() {
                 heartbeat: Duration::from_millis(50),
             },
             snapshot_after: SNAPSHOT_AFTER,
+            snapshot_part_bytes: SNAPSHOT_PART_BYTES,
         };
         let quorum =
             Quorum::open(config, Arc::clone(&network) as Arc<dyn QuorumNetwork>).await.unwrap();

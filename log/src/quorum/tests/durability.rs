@@ -61,8 +61,21 @@ async fn a_torn_append_is_cut_and_copied_anew() {
 
 #[tokio::test(start_paused = true)]
 async fn who_was_away_for_long_catches_up_by_a_snapshot() {
+    let cluster = catch_up_by_a_snapshot(SNAPSHOT_PART_BYTES).await;
+    assert_eq!(*lock(&cluster.net.parts), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_too_large_for_one_message_comes_in_parts() {
+    let cluster = catch_up_by_a_snapshot(16).await;
+    let parts = *lock(&cluster.net.parts);
+    assert!(parts > 5, "{parts} parts");
+}
+
+async fn catch_up_by_a_snapshot(part_bytes: usize) -> Cluster {
     let mut cluster = Cluster::new();
     cluster.snapshot_after = 20;
+    cluster.snapshot_part_bytes = part_bytes;
     for node in 1..=3 {
         cluster.start(node, &[1, 2, 3]).await;
     }
@@ -90,6 +103,7 @@ async fn who_was_away_for_long_catches_up_by_a_snapshot() {
     }
     cluster.start(away, &[1, 2, 3]).await;
     assert!(cluster.value(away) >= 80, "{}", cluster.value(away));
+    cluster
 }
 
 #[tokio::test(start_paused = true)]

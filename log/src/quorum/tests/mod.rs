@@ -27,6 +27,8 @@ const DELAY: Duration = Duration::from_millis(1);
 struct Net {
     nodes: Mutex<BTreeMap<i32, Quorum>>,
     cut: Mutex<BTreeSet<(i32, i32)>>,
+    /// Parts of snapshots that were sent; every third is lost.
+    parts: Mutex<usize>,
 }
 
 impl Net {
@@ -58,6 +60,13 @@ impl QuorumNetwork for Link {
         let node = lock(&self.net.nodes).get(&to).cloned();
         let node = node.ok_or_else(|| NetworkError::new(address, "nobody is there"))?;
         let ControllerMessage::Quorum(message) = message else { panic!("only the quorum talks") };
+        if matches!(&message, QuorumMessage::Raft { message: RaftMessage::SnapshotPart(_), .. }) {
+            let mut parts = lock(&self.net.parts);
+            *parts += 1;
+            if parts.is_multiple_of(3) {
+                return Err(NetworkError::new(address, "lost"));
+            }
+        }
         let answer = node.handle(message).await;
         tokio::time::sleep(DELAY).await;
         if self.net.is_cut(to, self.from) {
@@ -72,11 +81,17 @@ struct Cluster {
     net: Arc<Net>,
     folders: BTreeMap<i32, TempDir>,
     snapshot_after: u64,
+    snapshot_part_bytes: usize,
 }
 
 impl Cluster {
     fn new() -> Self {
-        Self { net: Arc::default(), folders: BTreeMap::new(), snapshot_after: SNAPSHOT_AFTER }
+        Self {
+            net: Arc::default(),
+            folders: BTreeMap::new(),
+            snapshot_after: SNAPSHOT_AFTER,
+            snapshot_part_bytes: SNAPSHOT_PART_BYTES,
+        }
     }
 
     /// Three nodes that have found each other.
@@ -107,6 +122,7 @@ impl Cluster {
             disk: Arc::new(FileSystem),
             timeouts: QuorumTimeouts::default(),
             snapshot_after: self.snapshot_after,
+            snapshot_part_bytes: self.snapshot_part_bytes,
         }
     }
 

@@ -109,6 +109,7 @@ struct World {
 
 const SETTINGS: Settings = Settings {
     lag_max: Duration::from_secs(3),
+    silence_max: Duration::from_secs(2),
     propose_again: Duration::from_millis(200),
     answer_wait: Duration::from_secs(1),
 };
@@ -215,7 +216,10 @@ impl World {
         let node = &mut self.nodes[n];
         match command {
             // `begin` does it, some time.
-            Command::BeginEpoch { .. } | Command::HighWatermark(_) | Command::StopLeading => {}
+            Command::BeginEpoch { .. }
+            | Command::HighWatermark(_)
+            | Command::StopLeading
+            | Command::Stranded => {}
             Command::Follow { .. } => {
                 if self.plant == Plant::TruncateByHighWatermark {
                     node.log.truncate(index(node.replica.high_watermark()));
