@@ -206,6 +206,7 @@ async fn client(addresses: Vec<String>) -> anyhow::Result<Client> {
         // A node looks for the controller for ten seconds.
         request_timeout: Duration::from_secs(20),
         call_timeout: Duration::from_secs(30),
+        rack: None,
     };
     Client::connect(config, Transport::tcp(addresses)).await.context("reach the log")
 }
