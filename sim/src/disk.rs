@@ -176,7 +176,11 @@ impl Life {
             return Fate::Works;
         }
         let throw = self.dice.fraction();
-        let DiskFaults { power_cut, no_space, failed_flush } = self.faults;
+        let DiskFaults { power_cut, no_space, mut failed_flush } = self.faults;
+        // Two of three that lose what they had are one too many: nobody may lead then, and rightly so.
+        if self.world.has_lost_disk() {
+            failed_flush = 0.0;
+        }
         let (other, kind) =
             if is_flush { (failed_flush, Fate::FailedFlush) } else { (no_space, Fate::NoSpace) };
         if throw < power_cut {

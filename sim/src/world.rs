@@ -68,6 +68,11 @@ impl World {
         !self.shared.has_lost_disk.swap(true, Ordering::Relaxed)
     }
 
+    /// Whether a machine has lost its disk.
+    pub(crate) fn has_lost_disk(&self) -> bool {
+        self.shared.has_lost_disk.load(Ordering::Relaxed)
+    }
+
     /// From now on nothing goes wrong any more.
     pub(crate) fn end_faults(&self) {
         self.shared.faults.store(false, Ordering::Relaxed);
