@@ -36,7 +36,7 @@ pub(super) fn partitions(
 /// # Errors
 /// There is no such topic, or a partition is named.
 pub(super) fn topics(view: &View, named: &[String]) -> anyhow::Result<BTreeSet<String>> {
-    for name in named.iter().filter(|name| !is_topic(view, name)) {
+    if let Some(name) = named.iter().find(|name| !is_topic(view, name)) {
         let is_partition = partition(name).is_some_and(|one| view.partitions.contains_key(&one));
         if is_partition {
             bail!("{name} is a partition: all partitions of a topic have as many replicas");

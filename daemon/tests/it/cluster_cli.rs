@@ -1,5 +1,10 @@
 //! `tailwater cluster` against real processes, as docs/operations.md describes each step.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "what other processes do wakes nobody here, and a pause of their service is measured"
+)]
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -134,7 +139,6 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Result<T, String>) -> T {
 }
 
 /// Prints what a person would see, for the page.
-#[expect(clippy::print_stdout, reason = "`--nocapture` shows what docs/operations.md shows")]
 fn shown(ran: &Ran, arguments: &str) {
     println!("$ tailwater cluster {arguments}   # exit {:?}\n{}\n{}", ran.code, ran.out, ran.err);
 }
