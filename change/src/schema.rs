@@ -167,6 +167,22 @@ pub struct Column {
 }
 
 impl Column {
+    /// A column that takes NULL and has nothing else to it.
+    pub fn nullable(name: impl Into<String>, field: u32, kind: Kind, native: &str) -> Self {
+        Self {
+            name: name.into(),
+            field,
+            kind,
+            native: native.to_owned(),
+            nullable: true,
+            default: None,
+            charset: None,
+            collation: None,
+            generated: None,
+            expression: None,
+        }
+    }
+
     /// Whether values of this column flow: not for columns that the target computes itself.
     pub fn flows(&self) -> bool {
         !matches!(self.generated, Some(Generated::Stored | Generated::Virtual))
@@ -311,18 +327,7 @@ pub(crate) mod tests_support {
     use super::{Column, Dialect, Identity, Kind, TableId, TableSchema};
 
     pub(crate) fn column(name: &str, field: u32, kind: Kind) -> Column {
-        Column {
-            name: name.into(),
-            field,
-            kind,
-            native: "native".into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column::nullable(name, field, kind, "native")
     }
 
     pub(crate) fn table(columns: Vec<Column>) -> TableSchema {

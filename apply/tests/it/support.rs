@@ -14,18 +14,7 @@ use tailwater_kafka::{
 use tailwater_memory::{Cell, ScriptedChange};
 
 pub(crate) fn column(name: &str, field: u32, kind: Kind) -> Column {
-    Column {
-        name: name.into(),
-        field,
-        kind,
-        native: "native".into(),
-        nullable: true,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
+    Column::nullable(name, field, kind, "native")
 }
 
 pub(crate) fn text() -> Kind {

@@ -142,12 +142,7 @@ async fn neither_an_unknown_state_nor_a_damaged_tail_stands_in_its_way() {
     holds(&running, 1, SNAPSHOT + 20).await;
     running.stop().await;
     world.client.delete_topic("shop.state").await.unwrap();
-    let spec = TopicSpec {
-        name: "shop.state".into(),
-        partitions: 1,
-        replication_factor: 1,
-        configs: Vec::new(),
-    };
+    let spec = TopicSpec::new("shop.state", 1, 1);
     world.client.create_topic(&spec).await.unwrap();
     let mut producer = world.client.producer(ProducerConfig::default()).await.unwrap();
     let foreign: [(&str, Option<&[u8]>); 2] = [("shop.state", Some(b"state")), ("shop", None)];

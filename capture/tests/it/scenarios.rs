@@ -353,12 +353,7 @@ async fn pause_holds_and_resume_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_transactional_id_nothing_would_be_fenced() {
     let world = World::new(Script::new(Vec::new(), Vec::new())).await;
-    let spec = tailwater_kafka::TopicSpec {
-        name: "t".into(),
-        partitions: 1,
-        replication_factor: 1,
-        configs: Vec::new(),
-    };
+    let spec = tailwater_kafka::TopicSpec::new("t", 1, 1);
     world.client.create_topic(&spec).await.unwrap();
     let to = tailwater_kafka::TopicPartition::new("t", tailwater_kafka::PartitionId::new(0));
     for (id, fenced) in [(Some("tailwater.t".to_owned()), true), (None, false)] {

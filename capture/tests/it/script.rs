@@ -149,16 +149,8 @@ impl Script {
 
 pub(crate) fn schema() -> Arc<TableSchema> {
     let column = |name: &str, field, kind| Column {
-        name: name.into(),
-        field,
-        kind,
-        native: String::new(),
         nullable: false,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
+        ..Column::nullable(name, field, kind, "")
     };
     Arc::new(TableSchema {
         table: TableId::new("public", "t"),

@@ -15,21 +15,6 @@ pub fn sample_tables() -> Vec<Arc<TableSchema>> {
     ]
 }
 
-fn column(name: &str, field: u32, kind: Kind) -> Column {
-    Column {
-        name: name.into(),
-        field,
-        kind,
-        native: "text".into(),
-        nullable: true,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
-}
-
 /// A table `(id, a, b)`, with a unique key over each of `unique`.
 pub fn sample_table(name: &str, identity: Identity, unique: &[&str]) -> Arc<TableSchema> {
     let index = |column: &&str| Index {
@@ -43,9 +28,9 @@ pub fn sample_table(name: &str, identity: Identity, unique: &[&str]) -> Arc<Tabl
         table: TableId::new("public", name),
         dialect: Dialect::Postgres,
         columns: vec![
-            column("id", 1, Kind::Int { bits: 64, signed: true }),
-            column("a", 2, Kind::Int { bits: 64, signed: true }),
-            column("b", 3, Kind::Text { length: None, fixed: false }),
+            Column::nullable("id", 1, Kind::Int { bits: 64, signed: true }, "text"),
+            Column::nullable("a", 2, Kind::Int { bits: 64, signed: true }, "text"),
+            Column::nullable("b", 3, Kind::Text { length: None, fixed: false }, "text"),
         ],
         identity,
         indexes: unique.iter().map(index).collect(),

@@ -18,16 +18,8 @@ use super::{Changed, Flow, Seen, Verdict, Verifier};
 
 fn schema(identity: Identity) -> TableSchema {
     let column = |name: &str, field| Column {
-        name: name.into(),
-        field,
-        kind: Kind::Int { bits: 64, signed: true },
-        native: "bigint".into(),
         nullable: false,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
+        ..Column::nullable(name, field, Kind::Int { bits: 64, signed: true }, "bigint")
     };
     TableSchema {
         table: TableId::new("public", "t"),

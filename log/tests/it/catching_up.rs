@@ -45,12 +45,7 @@ async fn one_that_has_everything_to_copy_is_held_back_and_others_go_on() {
     let mut cluster = Cluster::with(3, |config| config.replication_throttle = Some(THROTTLE)).await;
     let client = cluster.client().await;
     make_topic(&client).await;
-    let spec = TopicSpec {
-        name: LARGE.to_owned(),
-        partitions: 1,
-        replication_factor: 3,
-        configs: Vec::new(),
-    };
+    let spec = TopicSpec::new(LARGE, 1, 3);
     client.create_topic(&spec).await.unwrap();
     // Whoever is in sync copies as fast as it goes.
     write(&client, LARGE, LARGE_BYTES / 1000, 1000).await;

@@ -219,12 +219,7 @@ pub(crate) fn partition() -> TopicPartition {
 }
 
 pub(crate) async fn make_topic(client: &Client) {
-    let spec = TopicSpec {
-        name: TOPIC.to_owned(),
-        partitions: 1,
-        replication_factor: 3,
-        configs: Vec::new(),
-    };
+    let spec = TopicSpec::new(TOPIC, 1, 3);
     client.create_topic(&spec).await.unwrap();
 }
 

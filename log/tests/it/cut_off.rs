@@ -105,13 +105,8 @@ impl Nodes {
 async fn a_broker_learns_from_any_controller_that_another_leads() {
     let nodes = Nodes::start().await;
     let client = Client::connect(ClientConfig::default(), Transport::tcp(nodes.addresses.clone()));
-    let spec = TopicSpec {
-        name: TOPIC.to_owned(),
-        // One for each to lead.
-        partitions: 3,
-        replication_factor: 3,
-        configs: Vec::new(),
-    };
+    // A partition for each to lead.
+    let spec = TopicSpec::new(TOPIC, 3, 3);
     client.await.unwrap().create_topic(&spec).await.unwrap();
     let ids: Vec<BrokerId> = nodes.logs.keys().copied().collect();
     until_so("not all lead", || ids.iter().all(|id| nodes.leads(*id))).await;

@@ -20,12 +20,7 @@ fn partition() -> TopicPartition {
 
 async fn connect(transport: Transport) -> Client {
     let client = Client::connect(ClientConfig::default(), transport).await.unwrap();
-    let spec = TopicSpec {
-        name: TOPIC.to_owned(),
-        partitions: 1,
-        replication_factor: 1,
-        configs: Vec::new(),
-    };
+    let spec = TopicSpec::new(TOPIC, 1, 1);
     client.create_topic(&spec).await.unwrap();
     client
 }

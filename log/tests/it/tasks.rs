@@ -33,12 +33,7 @@ async fn tasks_keep_what_they_acknowledge() {
     let folder = tempfile::tempdir().unwrap();
     let partition = TopicPartition::new("t", PartitionId::new(0));
     let (log, client) = open(folder.path()).await;
-    let spec = TopicSpec {
-        name: "t".to_owned(),
-        partitions: 1,
-        replication_factor: 1,
-        configs: Vec::new(),
-    };
+    let spec = TopicSpec::new("t", 1, 1);
     client.create_topic(&spec).await.unwrap();
     let config = ProducerConfig { transactional_id: Some("one".to_owned()), ..Default::default() };
     let mut producer = client.producer(config).await.unwrap();
