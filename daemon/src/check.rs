@@ -11,6 +11,7 @@ use tailwater_change::{Problem, TableId, TableSchema};
 
 use crate::config::{Config, Consistency, PipelineSection};
 use crate::connectors;
+use crate::text::say;
 
 /// # Errors
 /// The configuration cannot be read.
@@ -22,13 +23,13 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<ExitCode> {
         .context("start the runtime")?;
     let (problems, notes) = runtime.block_on(problems(&config));
     for note in notes {
-        print(&note);
+        say(&note);
     }
     for problem in &problems {
-        print(&format!("{}\n    {}", problem.what, problem.remedy));
+        say(&format!("{}\n    {}", problem.what, problem.remedy));
     }
     if problems.is_empty() {
-        print("no problem found");
+        say("no problem found");
         return Ok(ExitCode::SUCCESS);
     }
     Ok(ExitCode::FAILURE)
@@ -193,9 +194,4 @@ fn ends(config: &Config, name: &str) -> Option<Ends> {
         connectors::target(&pipeline.target, target).ok()?,
         pipeline.routes(),
     ))
-}
-
-#[expect(clippy::print_stdout, reason = "the command's answer")]
-fn print(text: &str) {
-    println!("{text}");
 }

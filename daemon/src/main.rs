@@ -23,6 +23,7 @@ mod run;
 mod schema_api;
 mod schemas;
 mod tail;
+mod text;
 mod verify;
 mod wait;
 
@@ -32,6 +33,7 @@ use clap::Parser;
 
 use cli::{Cli, Command};
 use remote::Remote;
+use text::complain;
 
 /// The exit code of a command that could not do what it was asked.
 const FAILED: u8 = 2;
@@ -85,9 +87,4 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             Remote::find(&process)?.act(&format!("pipelines/{pipeline}/detach"))
         }
     }
-}
-
-#[expect(clippy::print_stderr, reason = "the command's last word")]
-fn complain(text: &str) {
-    eprintln!("{text}");
 }

@@ -11,6 +11,7 @@ use serde_json::Value as Json;
 use crate::admin::Status;
 use crate::cli::Process;
 use crate::config::Config;
+use crate::text::{columns, complain, say};
 
 /// A running process, by its admin address.
 #[derive(Debug)]
@@ -49,9 +50,9 @@ impl Remote {
         let text = self.text(self.agent.get(self.url("status")).call())?;
         let status: Status = serde_json::from_str(&text).context("the status does not parse")?;
         if json {
-            print(&serde_json::to_string(&status)?);
+            say(&serde_json::to_string(&status)?);
         } else {
-            print(&table(&status));
+            say(&table(&status));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -81,9 +82,9 @@ impl Remote {
         let text = self.text(call)?;
         let answer: Answer = serde_json::from_str(&text)?;
         if json {
-            print(&text);
+            say(&text);
         } else if let Some(verdict) = &answer.verdict {
-            print(&verdict_text(verdict));
+            say(&verdict_text(verdict));
         }
         if !answer.message.is_empty() {
             complain(&answer.message);
@@ -167,16 +168,7 @@ fn table(status: &Status) -> String {
             pipeline.error.clone().unwrap_or_default(),
         ]);
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    rows.iter()
-        .map(|row| {
-            let cells: Vec<String> =
-                row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-            cells.join("  ").trim_end().to_owned()
-        })
-        .collect::<Vec<_>>()
-        .join("\n")
+    columns(&rows)
 }
 
 fn verdict_text(verdict: &Json) -> String {
@@ -196,14 +188,4 @@ fn verdict_text(verdict: &Json) -> String {
         ));
     }
     text
-}
-
-#[expect(clippy::print_stdout, reason = "the command's answer")]
-fn print(text: &str) {
-    println!("{text}");
-}
-
-#[expect(clippy::print_stderr, reason = "the command's reason")]
-fn complain(text: &str) {
-    eprintln!("{text}");
 }

@@ -39,7 +39,7 @@ pub(crate) struct Refused {
 
 impl Refused {
     /// What a response says; `None` if it refuses nothing.
-    fn of(code: i16, message: Option<&KafkaString>) -> Option<Self> {
+    pub(super) fn of(code: i16, message: Option<&KafkaString>) -> Option<Self> {
         let code = ErrorCode::from(code);
         let words = || message.map_or_else(|| format!("{code:?}"), |text| text.as_str().to_owned());
         (code != ErrorCode::None).then(|| Self { code, message: words() })

@@ -8,7 +8,7 @@ use tailwater_kafka::wire::ErrorCode;
 
 use super::admin::{Admin, Refused};
 use super::view::View;
-use super::{NOT_WELL, complain, count, list, say, selection};
+use super::{NOT_WELL, complain_about, count, list, say, selection};
 
 /// Gives partitions back to their preferred leaders; all that need it where none is named.
 ///
@@ -88,8 +88,6 @@ fn sorted(
 }
 
 fn answer(refused: &[(TopicPartition, Refused)]) -> ExitCode {
-    for (one, why) in refused {
-        complain(&format!("{one}: {}", why.message));
-    }
+    complain_about(refused);
     if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(NOT_WELL) }
 }

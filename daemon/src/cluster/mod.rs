@@ -22,10 +22,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
+use tailwater_kafka::TopicPartition;
 
-use self::admin::Admin;
+use self::admin::{Admin, Refused};
 use crate::cli::{ClusterCommand, LogAddress};
 use crate::config::Config;
+use crate::text::{columns, complain, say};
 
 /// The exit code where something is not as it should be, or not yet.
 const NOT_WELL: u8 = 1;
@@ -102,33 +104,16 @@ fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
+/// What was refused, and why.
+fn complain_about(refused: &[(TopicPartition, Refused)]) {
+    for (one, why) in refused {
+        complain(&format!("{one}: {}", why.message));
+    }
+}
+
 /// "1, 2, 3".
 fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
-}
-
-/// Columns as wide as what stands in them.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
-#[expect(clippy::print_stdout, reason = "the command's answer")]
-fn say(text: &str) {
-    println!("{text}");
-}
-
-#[expect(clippy::print_stderr, reason = "the command's reason")]
-fn complain(text: &str) {
-    eprintln!("{text}");
 }
 
 #[cfg(test)]

@@ -10,9 +10,9 @@ use tailwater_kafka::{BrokerId, TopicPartition};
 use tailwater_log::Move;
 use tokio::time::Instant;
 
-use super::admin::{Admin, Refused};
+use super::admin::Admin;
 use super::view::View;
-use super::{LOOK_AGAIN, NOT_WELL, complain, count, list, say, selection};
+use super::{LOOK_AGAIN, NOT_WELL, complain, complain_about, count, list, say, selection};
 use crate::cli::Reassign;
 
 /// How long nobody may answer while a command waits: an election, a node that restarts.
@@ -110,12 +110,6 @@ pub(super) async fn carry_out(admin: &Admin, moves: &[Move]) -> anyhow::Result<b
     let refused = admin.reassign(&targets).await?;
     complain_about(&refused);
     Ok(refused.is_empty())
-}
-
-fn complain_about(refused: &[(TopicPartition, Refused)]) {
-    for (one, why) in refused {
-        complain(&format!("{one}: {}", why.message));
-    }
 }
 
 /// Waits until every partition is where it is to be; whether that was in time.

@@ -8,7 +8,7 @@ use tailwater_kafka::BrokerId;
 
 use super::admin::Admin;
 use super::view::{Node, View};
-use super::{NOT_WELL, count, list, say, table};
+use super::{NOT_WELL, columns, count, list, say};
 
 /// Prints how the cluster stands; the exit code says whether all is well.
 ///
@@ -113,7 +113,7 @@ fn nodes_text(view: &View) -> String {
         let others = quorum.members.keys().filter(|id| !view.nodes.contains_key(id));
         rows.extend(others.map(|id| row(*id, None)));
     }
-    table(&rows)
+    columns(&rows)
 }
 
 fn without(all: &[BrokerId], some: &[BrokerId]) -> Vec<BrokerId> {

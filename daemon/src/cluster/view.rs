@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use tailwater_kafka::wire::KafkaUuid;
 use tailwater_kafka::wire::describe_quorum_request::{self, DescribeQuorumRequestData};
 use tailwater_kafka::wire::describe_quorum_response::{
     DescribeQuorumResponseData, PartitionData, ReplicaState,
@@ -11,11 +12,10 @@ use tailwater_kafka::wire::list_partition_reassignments_request::ListPartitionRe
 use tailwater_kafka::wire::list_partition_reassignments_response::ListPartitionReassignmentsResponseData;
 use tailwater_kafka::wire::metadata_request::MetadataRequestData;
 use tailwater_kafka::wire::metadata_response::{MetadataResponseData, MetadataResponsePartition};
-use tailwater_kafka::wire::{ErrorCode, KafkaUuid};
 use tailwater_kafka::{BrokerId, PartitionId, TopicPartition};
 use tailwater_log::Layout;
 
-use super::admin::Admin;
+use super::admin::{Admin, Refused};
 use super::list;
 
 /// A controller that its leader has not heard of for so long is not there: several heartbeats.
@@ -215,20 +215,15 @@ async fn quorum(admin: &Admin) -> Result<Quorum, String> {
     let request = DescribeQuorumRequestData::default().with_topics(vec![topic]);
     let response: DescribeQuorumResponseData =
         admin.ask(request).await.map_err(|error| format!("{error:#}"))?;
-    let words = |code: i16, message: Option<&str>| {
-        message.map_or_else(|| format!("{:?}", ErrorCode::from(code)), str::to_owned)
-    };
-    if response.error_code != 0 {
-        let message = response.error_message.as_ref().map(|text| text.as_str());
-        return Err(words(response.error_code, message));
+    if let Some(refused) = Refused::of(response.error_code, response.error_message.as_ref()) {
+        return Err(refused.message);
     }
     let mut partitions = response.topics.iter().flat_map(|topic| &topic.partitions);
     let found = partitions.next().ok_or("the node does not say")?;
-    if found.error_code != 0 {
-        let message = found.error_message.as_ref().map(|text| text.as_str());
-        return Err(words(found.error_code, message));
+    match Refused::of(found.error_code, found.error_message.as_ref()) {
+        None => Ok(quorum_of(found)),
+        Some(refused) => Err(refused.message),
     }
-    Ok(quorum_of(found))
 }
 
 fn quorum_of(found: &PartitionData) -> Quorum {
