@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::flavor::run;
+use crate::process;
 
 /// Moves what folder `$1` holds to a file system of `$2` bytes, mounts that in its place, and
 /// becomes the command that follows. Without holes: what a server has allocated ahead, such as
@@ -54,20 +55,10 @@ impl SmallDisk {
     /// `command`, on this disk: the same program, arguments, environment and process id.
     #[must_use]
     pub fn wrap(&self, command: &Command) -> Command {
-        let mut wrapped = Command::new("unshare");
-        wrapped.args(["--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh"]);
-        wrapped.arg(&self.folder).arg(self.bytes.to_string());
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        wrapped
+        let mut around = Command::new("unshare");
+        around.args(["--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh"]);
+        around.arg(&self.folder).arg(self.bytes.to_string());
+        process::through(around, command)
     }
 
     /// Takes up all space that is left on the disk of process `pid`.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result, bail};
 
 use crate::flavor::run;
+use crate::process;
 
 /// A namespace of this process; it is gone on drop, or when the next one is made after this
 /// process was killed.
@@ -40,19 +41,9 @@ impl Namespace {
 
     /// `command`, in there: the same program, arguments, environment and process id.
     pub(crate) fn wrap(&self, command: &Command) -> Command {
-        let mut wrapped = Command::new("ip");
-        wrapped.args(["netns", "exec", &self.name]);
-        wrapped.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => wrapped.env(name, value),
-                None => wrapped.env_remove(name),
-            };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            wrapped.current_dir(folder);
-        }
-        wrapped
+        let mut around = Command::new("ip");
+        around.args(["netns", "exec", &self.name]);
+        process::through(around, command)
     }
 }
 

@@ -11,6 +11,21 @@ use anyhow::{Context, Result, bail};
 use crate::folder::{Folder, alive, parent_of};
 use crate::wait::wait_until;
 
+/// `around`, which ends by running `command`: the same program, arguments, environment and folder.
+pub(crate) fn through(mut around: Command, command: &Command) -> Command {
+    around.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => around.env(name, value),
+            None => around.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        around.current_dir(folder);
+    }
+    around
+}
+
 /// A running server.
 #[derive(Debug)]
 pub(crate) struct Process {
