@@ -16,7 +16,7 @@ use super::session::{Context, Flow, Session};
 use super::start::Continuity;
 use super::state::SavedState;
 use super::{Error, LogIdentity};
-use crate::{Change, ConflictPolicy, Item, Progress, SchemaUse, Table, Target};
+use crate::{Change, ConflictPolicy, Item, Progress, Table, Target};
 
 /// How often who has nothing to apply looks whether that has changed.
 pub(super) const ASIDE_INTERVAL: Duration = Duration::from_millis(250);
@@ -253,24 +253,8 @@ impl Session<'_> {
         Ok(main.and_then(|main| main.state.parted) != self.context.seen)
     }
 
-    /// As [`learn`](Self::learn): tables that are not known, or need the source's order, are left
-    /// to the leader.
-    pub(super) async fn learn_apart(&mut self, id: SchemaId) -> Result<Flow, Error> {
-        let usage = match self.context.schemas.get(id).await? {
-            Meaning::Control => SchemaUse::Control,
-            Meaning::Table(schema) => match self.context.config.route.target(&schema.table) {
-                None => SchemaUse::Ignored,
-                Some(to) => match self.table_apart(id, &schema, &to).await? {
-                    Some(table) => SchemaUse::Table(table),
-                    None => return self.wait_for_others().await,
-                },
-            },
-        };
-        self.intake().assembler.learn(id, usage);
-        Ok(Flow::On)
-    }
-
-    async fn table_apart(
+    /// The table that rows of `id` are written to, if a partition on its own may.
+    pub(super) async fn table_apart(
         &mut self,
         id: SchemaId,
         schema: &Arc<TableSchema>,

@@ -397,12 +397,8 @@ impl Crew {
     }
 
     fn stand_by(&self, seats: usize) {
-        let failure = Failure {
-            reason: format!("{seats} other processes apply this pipeline's {seats} partitions"),
-            position: None,
-            remedy: String::new(),
-            epoch: None,
-        };
+        let reason = format!("{seats} other processes apply this pipeline's {seats} partitions");
+        let failure = Failure::new(reason, String::new());
         self.status.send_modify(|status| {
             status.state = State::Standby;
             status.caught_up = false;
@@ -414,8 +410,7 @@ impl Crew {
     fn show_failure(&self, error: &Error) {
         let is_passing = matches!(error.disposition(), Disposition::Retry | Disposition::Fenced);
         let state = if is_passing { State::Retrying } else { State::Stopped };
-        let failure =
-            Failure { reason: error.reason(), position: None, remedy: error.remedy(), epoch: None };
+        let failure = Failure::new(error.reason(), error.remedy());
         self.status.send_modify(|status| {
             status.state = state;
             status.caught_up = false;

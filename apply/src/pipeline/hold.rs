@@ -68,12 +68,8 @@ fn stand_by(context: &Context, holder: &str) {
             "another process applies this pipeline: standing by"
         );
     }
-    let failure = Failure {
-        reason: format!("another process applies this pipeline: {holder}"),
-        position: None,
-        remedy: String::new(),
-        epoch: None,
-    };
+    let reason = format!("another process applies this pipeline: {holder}");
+    let failure = Failure::new(reason, String::new());
     context.status.send_modify(|status| {
         status.state = State::Standby;
         status.caught_up = false;

@@ -324,7 +324,7 @@ impl Pipeline {
         tracing::warn!(error = error.reason(), retry_in = ?backoff, "trying again");
         self.context.metrics.note_retry();
         let remedy = self.remedy(error);
-        let failure = Failure { reason: error.reason(), position: None, remedy, epoch: None };
+        let failure = Failure::new(error.reason(), remedy);
         self.show(State::Retrying, Some(failure));
         let until = tokio::time::Instant::now() + *backoff;
         *backoff = (*backoff * 2).min(LONGEST_BACKOFF);

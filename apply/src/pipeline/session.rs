@@ -350,7 +350,6 @@ impl<'a> Session<'a> {
             return self.wait_for_others().await;
         }
         match item {
-            Item::Schema(id) if self.is_apart() => return self.learn_apart(id).await,
             Item::Schema(id) => {
                 let learned = self.learn(id).await;
                 if learned.is_err() && self.large.is_none() {

@@ -18,6 +18,13 @@ pub struct Failure {
     pub epoch: Option<Epoch>,
 }
 
+impl Failure {
+    /// One that no transaction is to blame for.
+    pub(super) fn new(reason: String, remedy: String) -> Self {
+        Self { reason, position: None, remedy, epoch: None }
+    }
+}
+
 /// A pipeline at a moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {

@@ -11,12 +11,17 @@ use super::{Error, OnExisting};
 use crate::{SchemaUse, Table};
 
 impl Session<'_> {
-    /// Answers the assembler's question what `id` stands for.
+    /// Answers the assembler's question what `id` stands for. A partition that is applied on its own
+    /// leaves tables that it does not know, and those that need the source's order, to the leader.
     pub(super) async fn learn(&mut self, id: SchemaId) -> Result<Flow, Error> {
         let usage = match self.context.schemas.get(id).await? {
             Meaning::Control => SchemaUse::Control,
             Meaning::Table(schema) => match self.context.config.route.target(&schema.table) {
                 None => SchemaUse::Ignored,
+                Some(to) if self.is_apart() => match self.table_apart(id, &schema, &to).await? {
+                    Some(table) => SchemaUse::Table(table),
+                    None => return self.wait_for_others().await,
+                },
                 Some(to) => match self.table_of(id, &schema, &to).await? {
                     Some(table) => SchemaUse::Table(table),
                     None => return Ok(Flow::Restart),

@@ -86,7 +86,7 @@ pub(super) fn stand(main: &Row, own: &Row, partition: usize) -> Stand {
 
 /// A partition's row at the moment of parting.
 fn begun(main: &Row, own: &Row, partition: usize, generation: i64) -> Option<Row> {
-    let position = positions(main).into_iter().nth(partition)?;
+    let position = positions(&main.progress, &main.state).nth(partition)?;
     let progress = Progress {
         pipeline: own.progress.pipeline.clone(),
         fence: own.progress.fence,
@@ -104,11 +104,13 @@ fn begun(main: &Row, own: &Row, partition: usize, generation: i64) -> Option<Row
 }
 
 /// Where each partition is read on while all are together.
-fn positions(main: &Row) -> Vec<Position> {
-    let next_offset = Offset::new(main.progress.next_offset);
-    let first = Position { next_offset, writer: main.state.writer };
-    let others = main.state.others.iter().map(|other| Position::from(*other));
-    std::iter::once(first).chain(others).collect()
+fn positions<'a>(
+    progress: &Progress,
+    state: &'a SavedState,
+) -> impl Iterator<Item = Position> + use<'a> {
+    let next_offset = Offset::new(progress.next_offset);
+    let first = Position { next_offset, writer: state.writer };
+    std::iter::once(first).chain(state.others.iter().map(|other| Position::from(*other)))
 }
 
 /// Whether one of the partitions waits for the others.
@@ -127,7 +129,7 @@ pub(super) fn gather(main: &Row, rows: &[Row]) -> Row {
     let counts =
         |row: &Row| row.state.apart.filter(|apart| apart.generation == parted.generation).is_some();
     let mut gathered = main.clone();
-    let mut at = positions(main);
+    let mut at: Vec<_> = positions(&main.progress, &main.state).collect();
     let mut places = vec![main.progress.place; at.len()];
     let mut until = vec![-1; at.len()];
     for (partition, row) in rows.iter().enumerate().filter(|(_, row)| counts(row)) {
@@ -169,8 +171,7 @@ pub(super) fn part(main: &SavedState, now_us: i64) -> SavedState {
 
 /// Whether everything that partitions waited for is passed, and all are where the furthest was.
 pub(super) fn is_passed(progress: &Progress, state: &SavedState) -> bool {
-    let row = Row { progress: progress.clone(), state: state.clone() };
-    let mut at = positions(&row).into_iter().map(|position| position.next_offset.get());
+    let mut at = positions(progress, state).map(|position| position.next_offset.get());
     let passed = state.until.iter().all(|until| at.next().is_some_and(|at| at > *until));
     passed && state.floors.is_empty()
 }

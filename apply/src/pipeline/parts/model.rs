@@ -214,8 +214,7 @@ impl Leader {
             database.commit(None, &main)?;
             return Ok(Self::Presiding(main));
         }
-        let mut at: Vec<usize> = positions(&main)
-            .iter()
+        let mut at: Vec<usize> = positions(&main.progress, &main.state)
             .map(|position| usize::try_from(position.next_offset.get()).unwrap())
             .collect();
         let heads = (0..PARTITIONS)
