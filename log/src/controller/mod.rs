@@ -48,6 +48,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tailwater_kafka::BrokerId;
+
 use self::draft::Draft;
 use self::sessions::Sessions;
 use crate::metadata::{ClusterState, Image, LEVEL, MetadataIndex, Record};
@@ -73,6 +75,8 @@ pub(crate) enum Event {
     Activated {
         /// The metadata.
         image: Arc<Image>,
+        /// The node that led before, if another one did: it may carry a broker as well.
+        led_before: Option<BrokerId>,
     },
     /// This node does not lead the quorum any more.
     Deactivated,
@@ -89,6 +93,12 @@ pub(crate) enum Event {
         id: u64,
         /// What is asked.
         request: ControllerRequest,
+    },
+    /// Who sent this heartbeat waits for its answer no longer: the connection is gone, and so may
+    /// the broker be.
+    Abandoned {
+        /// Of the request.
+        id: u64,
     },
     /// Time goes by. Comes at least four times per session time-out.
     Tick,
@@ -147,9 +157,11 @@ impl Controller {
     /// What is to be done when `event` happens; `now` is monotonic, from any beginning.
     pub(crate) fn handle(&mut self, now: Duration, event: Event) -> Vec<Command> {
         match event {
-            Event::Activated { image } => {
+            Event::Activated { image, led_before } => {
                 let mut commands = self.deactivate();
-                let active = self.active.insert(Active::new(now, &self.settings, image));
+                let timeout = self.settings.session_timeout;
+                let sessions = Sessions::new(now, timeout, &image, led_before);
+                let active = self.active.insert(Active::new(now, sessions, image));
                 commands.extend(active.decide(now, &self.settings));
                 commands
             }
@@ -166,6 +178,12 @@ impl Controller {
                 let mut commands = active.commit(now, index, &records);
                 commands.extend(active.decide(now, &self.settings));
                 commands
+            }
+            Event::Abandoned { id } => {
+                if let Some(active) = &mut self.active {
+                    active.sessions.leave(now, id);
+                }
+                Vec::new()
             }
             Event::Tick => {
                 let Some(active) = &mut self.active else { return Vec::new() };
@@ -191,10 +209,10 @@ impl Controller {
 }
 
 impl Active {
-    fn new(now: Duration, settings: &Settings, image: Arc<Image>) -> Self {
+    fn new(now: Duration, sessions: Sessions, image: Arc<Image>) -> Self {
         Self {
-            sessions: Sessions::new(now, settings.session_timeout, &image),
             image,
+            sessions,
             proposal: None,
             queue: VecDeque::new(),
             is_new: true,
@@ -205,7 +223,7 @@ impl Active {
     /// A heartbeat counts when it comes, also if it is decided on later.
     fn take(&mut self, now: Duration, id: u64, request: ControllerRequest) {
         if let ControllerRequest::Heartbeat(beat) = &request {
-            self.sessions.hear(now, beat.id, beat.epoch, beat.applied);
+            self.sessions.hear(now, id, beat);
         }
         self.queue.push_back((id, request));
     }

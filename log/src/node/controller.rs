@@ -4,14 +4,17 @@
 //! node leads the quorum; what it proposes goes to the quorum, what it answers to who asked.
 //!
 //! A heartbeat is also how a broker gets its metadata: the answer has what is new to it, and waits
-//! for something new for as long as the broker wants.
+//! for something new for as long as the broker wants. If the connection ends meanwhile, whoever
+//! carries out [`ControllerNode::handle`] drops it, and the controller is told.
 
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tailwater_kafka::BrokerId;
 use tailwater_kafka::wire::ErrorCode;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -27,8 +30,9 @@ use crate::quorum::{After, Quorum, QuorumError};
 /// Requests that may wait for the task: brokers repeat what is not answered.
 const QUEUE: usize = 256;
 
-/// How often time goes by for the controller: several times per session.
-const TICK: Duration = Duration::from_millis(200);
+/// How often time goes by for the controller: several times while a broker whose connection ended
+/// may come back.
+const TICK: Duration = Duration::from_millis(50);
 
 /// Entries of one answer: a broker that lacks more asks again at once.
 const NEWS_ENTRIES: usize = 500;
@@ -68,17 +72,41 @@ pub(crate) enum News {
 #[derive(Debug)]
 pub(crate) struct ControllerNode {
     quorum: Quorum,
-    asks: mpsc::Sender<Asked>,
+    asks: mpsc::Sender<Said>,
+    /// Of the next request.
+    next_id: AtomicU64,
     /// Aborted when this is dropped.
     _task: JoinSet<()>,
     /// A node that is dropped takes part no more, like one whose process died.
     _stop_quorum: DropGuard,
 }
 
+/// What nodes tell the task.
 #[derive(Debug)]
-struct Asked {
-    request: ControllerRequest,
-    answer: oneshot::Sender<Result<ControllerAnswer, Refusal>>,
+enum Said {
+    Asked {
+        id: u64,
+        request: ControllerRequest,
+        answer: oneshot::Sender<Result<ControllerAnswer, Refusal>>,
+    },
+    /// Nobody waits for the answer to this heartbeat any more.
+    Abandoned { id: u64 },
+}
+
+/// A heartbeat that is being answered; dropped before it was, it has been abandoned.
+struct Outstanding<'a> {
+    id: u64,
+    asks: &'a mpsc::Sender<Said>,
+    is_answered: bool,
+}
+
+impl Drop for Outstanding<'_> {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            // With a full queue, or none, the session runs out as it does for who is just silent.
+            drop(self.asks.try_send(Said::Abandoned { id: self.id }));
+        }
+    }
 }
 
 impl ControllerNode {
@@ -92,13 +120,13 @@ impl ControllerNode {
             started: Instant::now(),
             applied: MetadataIndex::ZERO,
             active_since: None,
+            led_before: None,
             waiting: HashMap::new(),
-            next_id: 0,
             proposal: None,
         };
         task.spawn(shell.run(asked));
         let _stop_quorum = quorum.stopping().drop_guard();
-        Self { quorum, asks, _task: task, _stop_quorum }
+        Self { quorum, asks, next_id: AtomicU64::new(0), _task: task, _stop_quorum }
     }
 
     /// The quorum.
@@ -112,7 +140,10 @@ impl ControllerNode {
             ControllerRequest::Heartbeat(heartbeat) => Some(heartbeat.applied),
             _ => None,
         };
-        let answer = self.decide(ask.request).await;
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut outstanding =
+            applied.map(|_| Outstanding { id, asks: &self.asks, is_answered: false });
+        let answer = self.decide(id, ask.request).await;
         let wait = match &answer {
             Ok(_) => Duration::from_millis(ask.wait_ms),
             // What is committed holds wherever it is heard: a broker that is cut off from the
@@ -123,25 +154,34 @@ impl ControllerNode {
             Some(applied) => self.news(applied, wait).await,
             None => None,
         };
+        if let Some(outstanding) = &mut outstanding {
+            outstanding.is_answered = true;
+        }
         let refused = answer.as_ref().is_err_and(|it| it.code == ErrorCode::NotController);
         let leader = if refused { self.quorum.leader_address() } else { None };
         Reply { answer, news, leader }
     }
 
-    async fn decide(&self, request: ControllerRequest) -> Result<ControllerAnswer, Refusal> {
+    async fn decide(
+        &self,
+        id: u64,
+        request: ControllerRequest,
+    ) -> Result<ControllerAnswer, Refusal> {
         let (answer, answered) = oneshot::channel();
-        if self.asks.send(Asked { request, answer }).await.is_err() {
+        if self.asks.send(Said::Asked { id, request, answer }).await.is_err() {
             return Err(Refusal::not_controller());
         }
         answered.await.unwrap_or_else(|_| Err(Refusal::not_controller()))
     }
 
-    /// What came after `applied`, waiting for it up to `wait`.
+    /// What came after `applied`, waiting for it up to `wait` while this node leads.
     async fn news(&self, applied: MetadataIndex, wait: Duration) -> Option<News> {
         let deadline = Instant::now() + wait;
         let mut status = self.quorum.watch();
+        let active_since = status.borrow().active_since;
         loop {
-            status.borrow_and_update();
+            // Who asked had better ask the next one, which has yet to hear of it.
+            let is_over = status.borrow_and_update().active_since != active_since;
             if self.quorum.image().index() > applied {
                 return match self.quorum.entries_after(applied) {
                     After::Behind { image } => Some(News::Image(image)),
@@ -150,6 +190,9 @@ impl ControllerNode {
                         Some(News::Entries(entries))
                     }
                 };
+            }
+            if is_over {
+                return None;
             }
             match tokio::time::timeout_at(deadline, status.changed()).await {
                 Ok(Ok(())) => {}
@@ -187,14 +230,15 @@ struct Shell {
     applied: MetadataIndex,
     /// Of the activity that the controller knows of.
     active_since: Option<MetadataIndex>,
+    /// The node that led last, other than this one.
+    led_before: Option<BrokerId>,
     waiting: HashMap<u64, oneshot::Sender<Result<ControllerAnswer, Refusal>>>,
-    next_id: u64,
     proposal: Option<Proposal>,
 }
 
 /// What the task waits for.
 enum Next {
-    Asked(Asked),
+    Said(Said),
     Proposed(Result<MetadataIndex, QuorumError>),
     Status,
     Tick,
@@ -202,7 +246,7 @@ enum Next {
 }
 
 impl Shell {
-    async fn run(mut self, mut asked: mpsc::Receiver<Asked>) {
+    async fn run(mut self, mut asked: mpsc::Receiver<Said>) {
         let mut status = self.quorum.watch();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -214,16 +258,23 @@ impl Shell {
                 }
                 proposed = async { self.proposal.as_mut().expect("checked").await },
                     if self.proposal.is_some() => Next::Proposed(proposed),
-                asked = asked.recv() => asked.map_or(Next::End, Next::Asked),
+                asked = asked.recv() => asked.map_or(Next::End, Next::Said),
                 _ = tick.tick() => Next::Tick,
             };
             match next {
                 Next::Status => {
-                    let active_since = status.borrow_and_update().active_since;
-                    self.follow(active_since);
+                    let (leader, active_since) = {
+                        let status = status.borrow_and_update();
+                        (status.leader, status.active_since)
+                    };
+                    self.follow(leader, active_since);
                 }
                 Next::Proposed(outcome) => self.proposed(outcome),
-                Next::Asked(asked) => self.asked(asked),
+                Next::Said(Said::Asked { id, request, answer }) => {
+                    self.waiting.insert(id, answer);
+                    self.tell(Event::Request { id, request });
+                }
+                Next::Said(Said::Abandoned { id }) => self.tell(Event::Abandoned { id }),
                 Next::Tick => self.tell(Event::Tick),
                 Next::End => return,
             }
@@ -231,7 +282,10 @@ impl Shell {
     }
 
     /// Tells what has been committed, and whether this node leads.
-    fn follow(&mut self, active_since: Option<MetadataIndex>) {
+    fn follow(&mut self, leader: Option<BrokerId>, active_since: Option<MetadataIndex>) {
+        if leader.is_some_and(|leader| leader != self.quorum.node()) {
+            self.led_before = leader;
+        }
         if self.active_since != active_since {
             self.active_since = active_since;
             self.proposal = None;
@@ -246,7 +300,9 @@ impl Shell {
     fn activate(&mut self) {
         let image = self.quorum.image();
         self.applied = image.index();
-        self.tell(Event::Activated { image });
+        // It is replaced once only.
+        let led_before = self.led_before.take();
+        self.tell(Event::Activated { image, led_before });
     }
 
     fn tell_committed(&mut self) {
@@ -277,13 +333,6 @@ impl Shell {
                 }
             }
         }
-    }
-
-    fn asked(&mut self, asked: Asked) {
-        let id = self.next_id;
-        self.next_id += 1;
-        self.waiting.insert(id, asked.answer);
-        self.tell(Event::Request { id, request: asked.request });
     }
 
     fn tell(&mut self, event: Event) {

@@ -79,13 +79,24 @@ impl ControllerLink {
         &self,
         request: ControllerRequest,
     ) -> Result<ControllerAnswer, Refusal> {
+        let request = &request;
+        let attempt = || async move {
+            self.try_all(Ask { request: request.clone(), wait_ms: 0 }).await.decided
+        };
+        self.insist(attempt).await?.answer
+    }
+
+    /// Tries until there is an answer.
+    async fn insist<T, F: Future<Output = Option<T>>>(
+        &self,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, Refusal> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let ask = Ask { request: request.clone(), wait_ms: 0 };
-            match self.closed.run_until_cancelled(self.try_all(ask)).await {
-                Some(Tried { decided: Some(reply), .. }) => return reply.answer,
-                Some(_) if Instant::now() + PAUSE < deadline => {}
-                Some(_) | None => return Err(Refusal::not_controller()),
+            match self.closed.run_until_cancelled(attempt()).await {
+                Some(Some(answer)) => return Ok(answer),
+                Some(None) if Instant::now() + PAUSE < deadline => {}
+                Some(None) | None => return Err(Refusal::not_controller()),
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -129,17 +140,7 @@ impl ControllerLink {
     /// # Errors
     /// NOT_CONTROLLER if none was found in time.
     pub(crate) async fn ask_quorum(&self, message: QuorumMessage) -> Result<QuorumAnswer, Refusal> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let asked = self.closed.run_until_cancelled(self.try_quorum(&message)).await;
-            if let Some(Some(answer)) = asked {
-                return Ok(answer);
-            }
-            if asked.is_none() || Instant::now() + PAUSE >= deadline {
-                return Err(Refusal::not_controller());
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
+        self.insist(|| self.try_quorum(&message)).await
     }
 
     async fn try_quorum(&self, message: &QuorumMessage) -> Option<QuorumAnswer> {

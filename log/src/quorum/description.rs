@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use openraft::ServerState;
 use tailwater_kafka::BrokerId;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::messages::{MemberDescription, QuorumAnswer, QuorumDescription, RemoveAnswer};
-use super::types::{broker_id, raft_id};
+use super::types::{StoredMembership, broker_id, raft_id};
 use super::{Quorum, QuorumError, members};
 
 impl Quorum {
@@ -61,9 +62,7 @@ impl Quorum {
         if !is_it {
             return QuorumAnswer::Removed(RemoveAnswer::NotFound);
         }
-        let staying: Vec<BrokerId> =
-            stored.voter_ids().map(broker_id).filter(|voter| *voter != node).collect();
-        if let Some(reason) = self.obstacle(node, &staying) {
+        if let Some(reason) = self.obstacle(node, &stored).await {
             return QuorumAnswer::Removed(RemoveAnswer::Refused { reason });
         }
         match self.remove_voter(node).await {
@@ -77,24 +76,37 @@ impl Quorum {
         }
     }
 
-    fn obstacle(&self, node: BrokerId, staying: &[BrokerId]) -> Option<String> {
+    async fn obstacle(&self, node: BrokerId, stored: &StoredMembership) -> Option<String> {
+        let staying: BTreeSet<u64> =
+            stored.voter_ids().filter(|voter| broker_id(*voter) != node).collect();
         if staying.is_empty() {
             return Some(format!("controller {node} is the only one: add another one first"));
         }
-        let longest = u64::try_from(self.shared.config.timeouts.election_most.as_millis());
-        let longest = longest.unwrap_or(u64::MAX);
-        let answers =
-            |id: &&BrokerId| self.silent_ms(raft_id(**id)).is_some_and(|silent| silent <= longest);
-        let there = staying.iter().filter(answers).count();
+        let there = self.count_there(&staying, stored).await;
         if 2 * there > staying.len() {
             return None;
         }
-        let ids: Vec<String> = staying.iter().map(ToString::to_string).collect();
+        let ids: Vec<String> = staying.iter().map(|id| broker_id(*id).to_string()).collect();
         Some(format!(
             "without controller {node} those that stay are {}, and only {there} of them answer: \
              start a majority of them first",
             ids.join(", ")
         ))
+    }
+
+    /// How many of `ids` answer now: one that died a moment ago does not.
+    async fn count_there(&self, ids: &BTreeSet<u64>, stored: &StoredMembership) -> usize {
+        let patience = self.shared.config.timeouts.election_most;
+        let mut questions = JoinSet::new();
+        for (id, member) in stored.membership().nodes().filter(|(id, _)| ids.contains(id)) {
+            let (id, member, peers) = (*id, member.clone(), self.shared.peers.clone());
+            let is_own = id == raft_id(self.shared.config.node);
+            let question = async move { is_own || peers.is_there(id, &member).await };
+            questions.spawn(async move {
+                tokio::time::timeout(patience, question).await.unwrap_or(false)
+            });
+        }
+        questions.join_all().await.into_iter().filter(|is_there| *is_there).count()
     }
 
     fn silent_ms(&self, id: u64) -> Option<u64> {

@@ -66,7 +66,8 @@ pub(crate) enum QuorumMessage {
         /// The last entry of the one that asks.
         last: Option<LogId>,
     },
-    /// Who is there? Asked by a node that is not in any cluster.
+    /// Who is there? Asked by a node that is not in any cluster, and by a leader that is to do with
+    /// one member less.
     Who,
     /// A node wants to be a member.
     Join(Join),

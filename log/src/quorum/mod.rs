@@ -287,6 +287,11 @@ impl Quorum {
         self.status.clone()
     }
 
+    /// The node of this member.
+    pub(crate) fn node(&self) -> BrokerId {
+        self.shared.config.node
+    }
+
     /// The metadata that this member has applied.
     pub(crate) fn image(&self) -> Arc<Image> {
         self.shared.machine.image()

@@ -73,6 +73,13 @@ impl Peers {
             _ => Err(NetworkError::new(&address, OTHER_ANSWER)),
         }
     }
+
+    /// Whether `member` answers now, on the directory with which it joined.
+    pub(crate) async fn is_there(&self, id: u64, member: &Member) -> bool {
+        let address = self.address(id, member);
+        let answer = ask(&*self.network, &address, QuorumMessage::Who).await;
+        matches!(answer, Ok(QuorumAnswer::Who(who)) if who.directory == member.directory)
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Peers {

@@ -85,17 +85,55 @@ fn two_brokers_do_not_share_an_id() {
 #[test]
 fn only_silence_fences_and_a_new_controller_begins_to_count_anew() {
     let mut cluster = Cluster::of(settings(), &[1]);
-    let step = |cluster: &mut Cluster, ms: u64| {
-        cluster.now += Duration::from_millis(ms);
-        cluster.event(Event::Tick);
-        cluster.image.broker(id(1)).unwrap().fenced
-    };
-    assert!(!step(&mut cluster, 900) && !step(&mut cluster, 900));
+    assert!(!is_fenced_after(&mut cluster, 900) && !is_fenced_after(&mut cluster, 900));
     cluster.beat(id(1));
-    assert!(!step(&mut cluster, 900) && !step(&mut cluster, 900));
+    assert!(!is_fenced_after(&mut cluster, 900) && !is_fenced_after(&mut cluster, 900));
     cluster.new_controller();
-    assert!(!step(&mut cluster, 900) && !step(&mut cluster, 900));
-    assert!(step(&mut cluster, 200));
+    assert!(!is_fenced_after(&mut cluster, 900) && !is_fenced_after(&mut cluster, 900));
+    assert!(is_fenced_after(&mut cluster, 200));
+}
+
+/// Time goes by, by `ms`; whether broker 1 is fenced then.
+fn is_fenced_after(cluster: &mut Cluster, ms: u64) -> bool {
+    cluster.now += Duration::from_millis(ms);
+    cluster.event(Event::Tick);
+    cluster.image.broker(id(1)).unwrap().fenced
+}
+
+#[test]
+fn who_lets_go_of_its_last_heartbeat_has_an_eighth_of_the_time_to_come_back() {
+    let mut cluster = Cluster::of(settings(), &[1]);
+    let beat = |cluster: &mut Cluster| {
+        cluster.send(ControllerRequest::Heartbeat(cluster.heartbeat(id(1))))
+    };
+    let older = beat(&mut cluster);
+    let last = beat(&mut cluster);
+    cluster.event(Event::Abandoned { id: older });
+    assert!(!is_fenced_after(&mut cluster, 900), "it had come over another connection since");
+    cluster.event(Event::Abandoned { id: last });
+    assert!(!is_fenced_after(&mut cluster, 200));
+    beat(&mut cluster);
+    assert!(!is_fenced_after(&mut cluster, 900), "it came back");
+    let last = beat(&mut cluster);
+    cluster.event(Event::Abandoned { id: last });
+    assert!(!is_fenced_after(&mut cluster, 249));
+    assert!(is_fenced_after(&mut cluster, 1));
+    assert!(!cluster.beat(id(1)).fenced);
+}
+
+#[test]
+fn who_led_before_has_no_more_to_come_back() {
+    let mut cluster = Cluster::of(settings(), &[1, 2]);
+    cluster.replace_controller(Some(id(1)));
+    assert!(!is_fenced_after(&mut cluster, 249));
+    assert!(is_fenced_after(&mut cluster, 1));
+    assert!(!cluster.image.broker(id(2)).unwrap().fenced);
+    // One that is heard in time is as good as any.
+    cluster.start(id(1), Start::default());
+    cluster.replace_controller(Some(id(1)));
+    assert!(!is_fenced_after(&mut cluster, 200));
+    cluster.beat(id(1));
+    assert!(!is_fenced_after(&mut cluster, 900) && !is_fenced_after(&mut cluster, 900));
 }
 
 #[test]

@@ -94,10 +94,15 @@ impl Cluster {
 
     /// Another controller takes over, with the committed metadata.
     pub(super) fn new_controller(&mut self) {
+        self.replace_controller(None);
+    }
+
+    /// It does so because the node that led is not heard any more.
+    pub(super) fn replace_controller(&mut self, led_before: Option<BrokerId>) {
         self.proposed = None;
         self.event(Event::Deactivated);
         self.controller = Controller::new(self.settings.clone());
-        self.event(Event::Activated { image: Arc::new(self.image.clone()) });
+        self.event(Event::Activated { image: Arc::new(self.image.clone()), led_before });
     }
 
     pub(super) fn event(&mut self, event: Event) {
