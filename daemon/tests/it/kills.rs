@@ -99,21 +99,8 @@ fn killed_between_mysql_and_mysql() {
 #[test]
 fn a_standby_takes_over_when_the_first_is_killed() {
     let mut world = World::new(Flavor::Postgres15, Flavor::Postgres15, 106).unwrap();
-    // The log and the capture are in a process of their own.
-    let data = world.tailwater.config().with_file_name("log");
-    let head = format!(
-        "[log]\ndata_dir = \"{}\"\nlisten = \"{}\"\n{}",
-        data.display(),
-        world.tailwater.brokers(),
-        world.source_role()
-    );
-    world.tailwater.configure(&head).unwrap();
+    let apply = world.apart("").unwrap();
     world.tailwater.start_again().unwrap();
-    let apply = format!(
-        "[log]\nbrokers = [\"{}\"]\n{}",
-        world.tailwater.brokers(),
-        world.pipeline_role("")
-    );
     let mut first = Tailwater::prepare_whole(binary(), &apply).unwrap();
     first.start_again().unwrap();
     wait_for_state(&first, "streaming").unwrap();

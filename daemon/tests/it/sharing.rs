@@ -84,20 +84,7 @@ impl Shared {
             to: (to, to_database),
             workload: Workload::new(Spelling::Postgres, true, seed),
         };
-        // The log and the capture are in a process of their own.
-        let data = world.tailwater.config().with_file_name("log");
-        let head = format!(
-            "[log]\ndata_dir = \"{}\"\nlisten = \"{}\"\n{}",
-            data.display(),
-            world.tailwater.brokers(),
-            world.source_role()
-        );
-        world.tailwater.configure(&head).unwrap();
-        let apply = format!(
-            "[log]\nbrokers = [\"{}\"]\n{}",
-            world.tailwater.brokers(),
-            world.pipeline_role("consistency = \"key\"\non_conflict = \"stop\"")
-        );
+        let apply = world.apart("consistency = \"key\"\non_conflict = \"stop\"").unwrap();
         let host = || Tailwater::prepare_whole(binary(), &apply).unwrap();
         let mut shared =
             Self { hosts: [host(), host()], world, random: SmallRng::seed_from_u64(seed) };

@@ -74,13 +74,16 @@ impl World {
 
     /// The configuration of a process that runs the pair with a log of its own.
     pub(crate) fn configuration(&self, tailwater: &Tailwater, extra: &str) -> String {
-        let data = tailwater.config().with_file_name("log");
-        format!(
-            "[log]\ndata_dir = \"{}\"\nlisten = \"{}\"\n{}",
-            data.display(),
-            tailwater.brokers(),
-            self.roles(extra)
-        )
+        format!("{}{}", own_log(tailwater), self.roles(extra))
+    }
+
+    /// Configures this world's process as the log and the capture alone; the configuration of one
+    /// that only applies. `extra` belongs to the pipeline.
+    pub(crate) fn apart(&self, extra: &str) -> Result<String> {
+        let log = own_log(&self.tailwater);
+        self.tailwater.configure(&format!("{log}{}", self.source_role()))?;
+        let brokers = self.tailwater.brokers();
+        Ok(format!("[log]\nbrokers = [\"{brokers}\"]\n{}", self.pipeline_role(extra)))
     }
 
     /// The source, the target and the pipeline; `extra` belongs to the pipeline.
@@ -128,6 +131,12 @@ impl World {
             format!("{}\n{}", status.unwrap_or_default(), self.tailwater.log())
         })
     }
+}
+
+/// A log of the process's own.
+fn own_log(tailwater: &Tailwater) -> String {
+    let data = tailwater.config().with_file_name("log");
+    format!("[log]\ndata_dir = \"{}\"\nlisten = \"{}\"\n", data.display(), tailwater.brokers())
 }
 
 /// Every row of the workload's tables is equal on both sides.

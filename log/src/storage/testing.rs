@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use bytes::{Bytes, BytesMut};
 use tailwater_kafka::{
@@ -125,13 +125,24 @@ pub(crate) fn stamped(base: i64, count: i64, stamp: BatchStamp) -> RecordBatch {
     RecordBatch::parse(bytes.freeze()).unwrap().unwrap().0
 }
 
-/// The file system, until so many operations are used up.
+/// The file system, until it is told to fail.
 #[derive(Debug, Clone)]
-pub(crate) struct Failing(Arc<AtomicI64>);
+pub(crate) struct Failing(Arc<Faults>);
+
+#[derive(Debug)]
+struct Faults {
+    operations_left: AtomicI64,
+    is_full: AtomicBool,
+    flushes_fail: AtomicBool,
+}
 
 impl Default for Failing {
     fn default() -> Self {
-        Self(Arc::new(AtomicI64::new(i64::MAX)))
+        Self(Arc::new(Faults {
+            operations_left: AtomicI64::new(i64::MAX),
+            is_full: AtomicBool::new(false),
+            flushes_fail: AtomicBool::new(false),
+        }))
     }
 }
 
@@ -141,11 +152,21 @@ struct FailingFile(Arc<dyn DiskFile>, Failing);
 impl Failing {
     /// Breaks off after `operations` more.
     pub(crate) fn fail_after(&self, operations: i64) {
-        self.0.store(operations, Ordering::SeqCst);
+        self.0.operations_left.store(operations, Ordering::SeqCst);
+    }
+
+    /// Whether there is no room.
+    pub(crate) fn fill(&self, is_full: bool) {
+        self.0.is_full.store(is_full, Ordering::SeqCst);
+    }
+
+    /// Whether no flush succeeds.
+    pub(crate) fn fail_flushes(&self, fail: bool) {
+        self.0.flushes_fail.store(fail, Ordering::SeqCst);
     }
 
     fn spend(&self) -> io::Result<()> {
-        if self.0.fetch_sub(1, Ordering::SeqCst) > 0 {
+        if self.0.operations_left.fetch_sub(1, Ordering::SeqCst) > 0 {
             return Ok(());
         }
         Err(io::Error::other("broke off"))
@@ -183,6 +204,9 @@ impl DiskFile for FailingFile {
     }
 
     fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
+        if self.1.0.is_full.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         // A process that dies in a write may have written all of it.
         let spent = self.1.spend();
         self.0.write_all_at(parts, position)?;
@@ -191,6 +215,9 @@ impl DiskFile for FailingFile {
 
     fn sync(&self) -> io::Result<()> {
         self.1.spend()?;
+        if self.1.0.flushes_fail.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the medium failed"));
+        }
         self.0.sync()
     }
 

@@ -1,13 +1,7 @@
 //! What is there after a restart.
 
-use std::io;
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use bytes::Bytes;
-
 use super::*;
-use crate::storage::{Disk, DiskFile};
+use crate::storage::testing::Failing;
 
 #[tokio::test(start_paused = true)]
 async fn a_member_alone_leads_at_once_and_keeps_what_it_acknowledged() {
@@ -123,65 +117,10 @@ async fn a_damaged_log_is_refused_with_its_place() {
     assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 }
 
-/// A disk whose flushes or writes can be made to fail.
-#[derive(Debug, Default)]
-struct Failing {
-    flushes: AtomicBool,
-    room: AtomicBool,
-}
-
-#[derive(Debug)]
-struct FailingFile(Arc<dyn DiskFile>, Arc<Failing>);
-
-#[derive(Debug)]
-struct FailingDisk(Arc<Failing>);
-
-impl Disk for FailingDisk {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FailingFile(FileSystem.create(path)?, Arc::clone(&self.0))))
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(FailingFile(FileSystem.open(path)?, Arc::clone(&self.0))))
-    }
-
-    fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        FileSystem.sync_folder(path)
-    }
-}
-
-impl DiskFile for FailingFile {
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-
-    fn read_at(&self, buffer: &mut [u8], position: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, position)
-    }
-
-    fn write_all_at(&self, parts: &[Bytes], position: u64) -> io::Result<()> {
-        if self.1.room.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        self.0.write_all_at(parts, position)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        if self.1.flushes.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the medium failed"));
-        }
-        self.0.sync()
-    }
-
-    fn truncate(&self, length: u64) -> io::Result<()> {
-        self.0.truncate(length)
-    }
-}
-
-async fn alone_on(failing: &Arc<Failing>) -> (Cluster, Quorum) {
+async fn alone_on(failing: &Failing) -> (Cluster, Quorum) {
     let mut cluster = Cluster::new();
     cluster.folders.insert(1, tempfile::tempdir().unwrap());
-    let disk = Arc::new(FailingDisk(Arc::clone(failing)));
+    let disk = Arc::new(failing.clone());
     let config = QuorumConfig { disk, ..cluster.config(1, &[1]) };
     let link = Arc::new(Link { from: 1, net: Arc::clone(&cluster.net) });
     let quorum = Quorum::open(config, link).await.unwrap();
@@ -192,12 +131,12 @@ async fn alone_on(failing: &Arc<Failing>) -> (Cluster, Quorum) {
 
 #[tokio::test(start_paused = true)]
 async fn after_a_failed_flush_nothing_is_acknowledged_until_a_restart() {
-    let failing = Arc::new(Failing::default());
+    let failing = Failing::default();
     let (mut cluster, quorum) = alone_on(&failing).await;
-    failing.flushes.store(true, Ordering::Relaxed);
+    failing.fail_flushes(true);
     let propose = || quorum.propose(vec![Record::ProducerIds { next: 2 }]);
     assert!(matches!(propose().await, Err(QuorumError::Stopped { .. })));
-    failing.flushes.store(false, Ordering::Relaxed);
+    failing.fail_flushes(false);
     let error = propose().await.unwrap_err();
     assert!(
         error.to_string().contains("a flush failed")
@@ -214,24 +153,24 @@ async fn after_a_failed_flush_nothing_is_acknowledged_until_a_restart() {
 
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_is_waited_for() {
-    let failing = Arc::new(Failing::default());
+    let failing = Failing::default();
     let (cluster, quorum) = alone_on(&failing).await;
     let before = quorum.watch().borrow().active_since.unwrap();
-    failing.room.store(true, Ordering::Relaxed);
+    failing.fill(true);
     let proposing = quorum.clone();
     let proposed =
         tokio::spawn(async move { proposing.propose(vec![Record::ProducerIds { next: 2 }]).await });
     tokio::time::sleep(Duration::from_secs(30)).await;
     assert!(!proposed.is_finished());
     assert!(!quorum.watch().borrow().is_active(), "others could have a leader by now");
-    failing.room.store(false, Ordering::Relaxed);
+    failing.fill(false);
     let index = proposed.await.unwrap().unwrap();
     assert_eq!(cluster.value(1), 2);
     until("active", || quorum.watch().borrow().is_active()).await;
     let since = quorum.watch().borrow().active_since.unwrap();
     assert!(before < index && index < since, "settled before it is active again");
     // And a member that waits for room can be closed.
-    failing.room.store(true, Ordering::Relaxed);
+    failing.fill(true);
     let proposing = quorum.clone();
     let proposed =
         tokio::spawn(async move { proposing.propose(vec![Record::ProducerIds { next: 3 }]).await });
