@@ -184,12 +184,15 @@ async fn detach(app: &App, name: &str) -> Response {
     if let Err(error) = role.handle.pause().await {
         return refused(&error.to_string());
     }
+    let topic = match app.client.topic(&role.source).await {
+        Ok(topic) => topic,
+        Err(error) => return refused(&format!("the log does not say what it has: {error}")),
+    };
     if let Some(log) = &app.log
         && let Err(error) = log.release_group(&format!("tailwater.{name}")).await
     {
         return refused(&format!("the log keeps its position: {error}"));
     }
-    let topic = app.client.topic(&role.source).await.ok().flatten();
     let partitions = topic.map_or(0, |topic| usize::try_from(topic.partitions).unwrap_or_default());
     // The pipeline's own row first: without it the others mean nothing.
     let rows = [name.to_owned()].into_iter().chain(rows_of_partitions(name, partitions));
