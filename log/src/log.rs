@@ -16,6 +16,7 @@ use tailwater_kafka::{BrokerId, ServerConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -50,6 +51,8 @@ pub struct Log {
     /// What of the metadata has been carried out here.
     pub(crate) assigned: watch::Receiver<MetadataIndex>,
     pub(crate) standing: watch::Receiver<Standing>,
+    /// See [`Membership::confirmed`].
+    pub(crate) confirmed: watch::Receiver<Option<Instant>>,
     pub(crate) link: Arc<ControllerLink>,
     pub(crate) controller: Option<Arc<ControllerNode>>,
     pub(crate) coordinators: Arc<Coordinators>,
@@ -264,7 +267,8 @@ impl Log {
         let own = controller.as_ref().map(|controller| (me, Arc::clone(controller)));
         let (image, standing) =
             (watch::Sender::new(Arc::<Image>::default()), watch::Sender::new(NOT_REGISTERED));
-        let assigned = watch::Sender::new(MetadataIndex::ZERO);
+        let (assigned, confirmed) =
+            (watch::Sender::new(MetadataIndex::ZERO), watch::Sender::new(None));
         let (leaving, stop_tasks) = (CancellationToken::new(), CancellationToken::new());
         let controllers = config.all_controllers();
         let link = Arc::new(ControllerLink::new(own, &controllers, network, stop_tasks.clone()));
@@ -286,6 +290,7 @@ impl Log {
             image: image.clone(),
             assigned: assigned.clone(),
             standing: standing.clone(),
+            confirmed: confirmed.clone(),
             assigner: Assigner::new(
                 me,
                 Arc::clone(&shared),
@@ -315,6 +320,7 @@ impl Log {
         let log = Self {
             assigned: assigned.subscribe(),
             standing: standing.subscribe(),
+            confirmed: confirmed.subscribe(),
             image,
             link,
             controller,

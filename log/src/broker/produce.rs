@@ -13,9 +13,9 @@ use tailwater_kafka::wire::produce_response::{
 };
 use tailwater_kafka::wire::{ErrorCode, KafkaString, KafkaUuid};
 use tailwater_kafka::{
-    BatchError, Compression, Limits, ProducerId, Record, RecordBatch, RequestContext,
+    BatchError, Compression, LeaderEpoch, Limits, ProducerId, Record, RecordBatch, RequestContext,
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 
 use super::Refused;
@@ -28,6 +28,10 @@ use crate::topic_config::TopicConfig;
 /// How far a record's time may be ahead of the node's clock: Kafka's
 /// `log.message.timestamp.after.max.ms`.
 const MAX_AHEAD_MS: i64 = 60 * 60 * 1000;
+
+/// How long it may take until the controller has confirmed what this broker leads: it answers a
+/// heartbeat after 400 ms at the latest, and one may be under way.
+const CONFIRMATION: Duration = Duration::from_secs(2);
 
 /// The part of the answer about one partition, as far as it is known.
 struct Part {
@@ -54,6 +58,16 @@ enum Accepted {
         batch: RecordBatch,
     },
     Taken(Taken),
+    /// A batch seems to be missing before it.
+    Gap(Gap),
+}
+
+/// A batch that does not follow on what its producer has written here.
+struct Gap {
+    partition: Arc<Partition>,
+    leader_epoch: LeaderEpoch,
+    came: Instant,
+    refused: Refused,
 }
 
 struct TopicPart {
@@ -76,7 +90,8 @@ impl Log {
             let mut answered =
                 TopicProduceResponse::default().with_name(topic.name).with_topic_id(topic.id);
             for part in topic.parts {
-                answered.partition_responses.push(part.answer(request.acks, deadline).await);
+                let answer = part.answer(request.acks, deadline, &self.confirmed).await;
+                answered.partition_responses.push(answer);
             }
             response.responses.push(answered);
         }
@@ -131,7 +146,13 @@ impl Log {
         for part in topics.iter_mut().flat_map(|topic| &mut topic.parts) {
             let Ok(Accepted::Checked { partition, batch }) = &part.outcome else { continue };
             let own = room.as_mut().and_then(|room| room.split(batch.bytes().len()));
-            part.outcome = self.append(partition, batch, own, acks).map(Accepted::Taken);
+            part.outcome = match self.append(partition, batch, own, acks) {
+                Ok(taken) => Ok(Accepted::Taken(taken)),
+                Err(refused) => match Gap::of(partition, &refused) {
+                    Some(gap) => Ok(Accepted::Gap(gap)),
+                    None => Err(refused),
+                },
+            };
         }
     }
 
@@ -187,7 +208,12 @@ impl Part {
         Self { index: data.index, outcome, record_errors }
     }
 
-    async fn answer(self, acks: i16, deadline: Instant) -> PartitionProduceResponse {
+    async fn answer(
+        self,
+        acks: i16,
+        deadline: Instant,
+        confirmed: &watch::Receiver<Option<Instant>>,
+    ) -> PartitionProduceResponse {
         let mut answer = PartitionProduceResponse::default()
             .with_index(self.index)
             .with_base_offset(-1)
@@ -199,6 +225,9 @@ impl Part {
                 answer.base_offset = taken.base.get();
                 if acks == 0 { None } else { flushed(taken, deadline).await.err() }
             }
+            // Nobody is told.
+            Ok(Accepted::Gap(gap)) if acks == 0 => Some(gap.refused),
+            Ok(Accepted::Gap(gap)) => Some(gap.verdict(confirmed.clone(), deadline).await),
             Ok(Accepted::Checked { .. }) => Some(ErrorCode::UnknownServerError.into()),
             Err(refused) => Some(refused),
         };
@@ -209,6 +238,36 @@ impl Part {
             answer.record_errors = self.record_errors.into_iter().map(record_error).collect();
         }
         answer
+    }
+}
+
+impl Gap {
+    /// `None` if there is no doubt: it was refused for something else, or nobody else can lead.
+    fn of(partition: &Arc<Partition>, refused: &Refused) -> Option<Self> {
+        if refused.code != ErrorCode::OutOfOrderSequenceNumber || partition.followers().is_empty() {
+            return None;
+        }
+        let (partition, refused) = (Arc::clone(partition), refused.clone());
+        Some(Self { leader_epoch: partition.leads()?, partition, came: Instant::now(), refused })
+    }
+
+    /// Told that a batch is missing, a producer may give up for good. A leader that has been replaced
+    /// and does not know it misses whatever was written to the next one; so it is said only by one
+    /// that is known to have led when the batch came.
+    async fn verdict(
+        self,
+        mut confirmed: watch::Receiver<Option<Instant>>,
+        deadline: Instant,
+    ) -> Refused {
+        let until = deadline.min(self.came + CONFIRMATION);
+        let confirmation = confirmed.wait_for(|sent| sent.is_some_and(|sent| sent >= self.came));
+        let is_confirmed = tokio::time::timeout_at(until, confirmation).await;
+        let leads = self.partition.leads() == Some(self.leader_epoch);
+        if matches!(is_confirmed, Ok(Ok(_))) && leads {
+            self.refused
+        } else {
+            ErrorCode::NotLeaderOrFollower.into()
+        }
     }
 }
 

@@ -53,6 +53,9 @@ pub(crate) struct Reply {
     pub(crate) answer: Result<ControllerAnswer, Refusal>,
     /// To a heartbeat: metadata that is new to the broker.
     pub(crate) news: Option<News>,
+    /// No other controller decided when this one did.
+    #[serde(default)]
+    pub(crate) is_certain: bool,
     /// With NOT_CONTROLLER: where the one that leads is reached, if that is known.
     #[serde(default)]
     pub(crate) leader: Option<String>,
@@ -66,6 +69,16 @@ pub(crate) enum News {
     Image(Arc<Image>),
     /// Entries, in order.
     Entries(Vec<(MetadataIndex, Arc<[Record]>)>),
+}
+
+impl News {
+    /// Whether this is all that the controller had.
+    pub(crate) fn is_all(&self) -> bool {
+        match self {
+            Self::Image(_) => true,
+            Self::Entries(entries) => entries.len() < NEWS_ENTRIES,
+        }
+    }
 }
 
 /// A handle on the controller of this process.
@@ -144,6 +157,7 @@ impl ControllerNode {
         let mut outstanding =
             applied.map(|_| Outstanding { id, asks: &self.asks, is_answered: false });
         let answer = self.decide(id, ask.request).await;
+        let is_certain = answer.is_ok() && self.quorum.has_lease();
         let wait = match &answer {
             Ok(_) => Duration::from_millis(ask.wait_ms),
             // What is committed holds wherever it is heard: a broker that is cut off from the
@@ -159,7 +173,7 @@ impl ControllerNode {
         }
         let refused = answer.as_ref().is_err_and(|it| it.code == ErrorCode::NotController);
         let leader = if refused { self.quorum.leader_address() } else { None };
-        Reply { answer, news, leader }
+        Reply { answer, news, is_certain, leader }
     }
 
     async fn decide(

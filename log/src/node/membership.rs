@@ -16,6 +16,7 @@ use std::time::Duration;
 use tailwater_kafka::BrokerId;
 use tailwater_kafka::wire::ErrorCode;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -51,6 +52,9 @@ pub(crate) struct Membership {
     /// What has been carried out of it.
     pub(crate) assigned: watch::Sender<MetadataIndex>,
     pub(crate) standing: watch::Sender<Standing>,
+    /// When a heartbeat was sent that the active controller has answered, and of which everything has
+    /// been carried out. What this broker still leads then, nobody else led when it was sent.
+    pub(crate) confirmed: watch::Sender<Option<Instant>>,
     pub(crate) assigner: Assigner,
     /// Once cancelled, heartbeats ask to be let go.
     pub(crate) leaving: CancellationToken,
@@ -107,6 +111,7 @@ impl Membership {
                 copies: self.copies_to_report(epoch),
             };
             let request = ControllerRequest::Heartbeat(heartbeat);
+            let sent = Instant::now();
             let wait_ms = u64::try_from(HEARTBEAT_WAIT.as_millis()).unwrap_or(0);
             let Tried { decided, news } = self.link.try_all(Ask { request, wait_ms }).await;
             for news in news {
@@ -117,8 +122,10 @@ impl Membership {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
+            let mut is_confirmed = reply.is_certain && reply.news.as_ref().is_none_or(News::is_all);
             match reply.answer {
                 Ok(ControllerAnswer::Heartbeat(answer)) => {
+                    is_confirmed &= !answer.fenced;
                     self.standing.send_if_modified(|standing| {
                         let before = *standing;
                         standing.in_service = !answer.fenced;
@@ -126,9 +133,13 @@ impl Membership {
                         *standing != before
                     });
                 }
-                Ok(other) => tracing::error!(?other, "a heartbeat was answered otherwise"),
+                Ok(other) => {
+                    is_confirmed = false;
+                    tracing::error!(?other, "a heartbeat was answered otherwise");
+                }
                 Err(refusal) if replaced(refusal.code) => return,
                 Err(refusal) => {
+                    is_confirmed = false;
                     tracing::warn!(%refusal, "heartbeat refused");
                     tokio::time::sleep(PAUSE).await;
                 }
@@ -138,6 +149,9 @@ impl Membership {
                 // What could not be done before.
                 None if self.assigner.is_behind() => self.assign(epoch, Changed::none()).await,
                 None => {}
+            }
+            if is_confirmed {
+                self.confirmed.send_replace(Some(sent));
             }
         }
     }

@@ -127,7 +127,7 @@ fn would_vote(seen: Seen, last: Option<LogId>, candidate: Option<LogId>, least: 
 }
 
 /// Whether `yes` is a majority, of each of both sets while the members change.
-fn is_majority(configs: &[BTreeSet<u64>], yes: &BTreeSet<u64>) -> bool {
+pub(super) fn is_majority(configs: &[BTreeSet<u64>], yes: &BTreeSet<u64>) -> bool {
     configs.iter().all(|voters| 2 * voters.intersection(yes).count() > voters.len())
 }
 

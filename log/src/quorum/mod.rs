@@ -48,6 +48,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -285,6 +286,20 @@ impl Quorum {
     /// The member's status, as it changes.
     pub(crate) fn watch(&self) -> watch::Receiver<QuorumStatus> {
         self.status.clone()
+    }
+
+    /// Whether nobody else can lead at this moment, if this member does: a majority has answered what
+    /// it was sent within the shortest election timeout, and votes for nobody before that is over.
+    pub(crate) fn has_lease(&self) -> bool {
+        let shared = &self.shared;
+        let least = shared.config.timeouts.election_least;
+        let members = members::effective(&shared.raft);
+        let is_bound = |id: &u64| {
+            *id == raft_id(shared.config.node)
+                || shared.peers.heard.silence(*id).is_some_and(|silence| silence < least)
+        };
+        let bound: BTreeSet<u64> = members.voter_ids().filter(is_bound).collect();
+        elections::is_majority(members.membership().get_joint_config(), &bound)
     }
 
     /// The node of this member.

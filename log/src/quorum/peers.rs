@@ -31,17 +31,17 @@ pub(crate) struct Peers {
     pub(crate) again_after: Duration,
     /// Bytes of a snapshot in one message.
     pub(crate) part_bytes: usize,
-    /// When each member last answered this one.
+    /// When each member was last sent what it has answered.
     pub(crate) heard: Heard,
 }
 
-/// When each member last answered.
+/// When each member was last sent what it has answered.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Heard(Arc<Mutex<BTreeMap<u64, Instant>>>);
 
 impl Heard {
-    fn note(&self, id: u64) {
-        lock(&self.0).insert(id, Instant::now());
+    fn note(&self, id: u64, sent: Instant) {
+        lock(&self.0).insert(id, sent);
     }
 
     /// How long ago that was; `None` if it never did.
@@ -113,11 +113,19 @@ const RESTARTS: usize = 3;
 impl Peer {
     async fn ask(&self, message: RaftMessage) -> Result<RaftAnswer, Unreachable> {
         let directory = self.member.directory;
+        let sent = Instant::now();
         let message = QuorumMessage::Raft { to: self.target, directory, message };
         // Always as "unreachable": what does not answer is left alone for a while, not hammered.
         match ask(&*self.network, &self.address, message).await {
             Ok(QuorumAnswer::Raft(answer)) => {
-                self.heard.note(self.target);
+                // One that follows another leader is not bound to this one by its answer.
+                let follows_another = matches!(
+                    answer,
+                    RaftAnswer::AppendEntries(AppendEntriesResponse::HigherVote(_))
+                );
+                if !follows_another {
+                    self.heard.note(self.target, sent);
+                }
                 Ok(answer)
             }
             Ok(_) => Err(self.unreachable(OTHER_ANSWER)),

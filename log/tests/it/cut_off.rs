@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tailwater_kafka::wire::ErrorCode;
 use tailwater_kafka::{BrokerId, Client, ClientConfig, TopicSpec, Transport};
 use tailwater_log::{Config, ControllerNetwork, ControllerWire, Log};
 use tempfile::TempDir;
@@ -13,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::until_so;
+use crate::support::{Writer, init_producer, produce, until, until_so, values};
 
 const TOPIC: &str = "t";
 
@@ -97,6 +98,19 @@ impl Nodes {
     fn leads(&self, id: BrokerId) -> bool {
         self.logs[&id].partitions().iter().any(|one| one.topic == TOPIC && one.leads.is_some())
     }
+
+    async fn make_topic(&self, partitions: i32) {
+        let brokers = Transport::tcp(self.addresses.clone());
+        let client = Client::connect(ClientConfig::default(), brokers).await.unwrap();
+        client.create_topic(&TopicSpec::new(TOPIC, partitions, 3)).await.unwrap();
+    }
+
+    /// Neither the other controllers hear it, nor it them.
+    fn cut_off(&self, id: BrokerId) {
+        let others = self.logs.keys().filter(|other| **other != id);
+        let mut cut = self.links.cut.lock().unwrap();
+        cut.extend(others.flat_map(|other| [(id, *other), (*other, id)]));
+    }
 }
 
 /// The controller fences it and has others lead; that it does so no more it can only hear from those
@@ -104,10 +118,8 @@ impl Nodes {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_learns_from_any_controller_that_another_leads() {
     let nodes = Nodes::start().await;
-    let client = Client::connect(ClientConfig::default(), Transport::tcp(nodes.addresses.clone()));
     // A partition for each to lead.
-    let spec = TopicSpec::new(TOPIC, 3, 3);
-    client.await.unwrap().create_topic(&spec).await.unwrap();
+    nodes.make_topic(3).await;
     let ids: Vec<BrokerId> = nodes.logs.keys().copied().collect();
     until_so("not all lead", || ids.iter().all(|id| nodes.leads(*id))).await;
 
@@ -121,4 +133,32 @@ async fn a_broker_learns_from_any_controller_that_another_leads() {
     // Heard again, it is relied on again.
     nodes.links.cut.lock().unwrap().clear();
     until_so("it is out of service still", || nodes.logs[&other].is_in_service()).await;
+}
+
+/// Writes go on with the next leader, and a producer whose metadata is old comes back to the former
+/// one, which misses what was written meanwhile and does not know why. Told so, librdkafka gives up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_not_sure_to_lead_does_not_say_that_a_batch_is_missing() {
+    let nodes = Nodes::start().await;
+    nodes.make_topic(1).await;
+    let ids: Vec<BrokerId> = nodes.logs.keys().copied().collect();
+    let leader = || ids.iter().copied().find(|id| nodes.leads(*id));
+    until_so("nobody leads", || leader().is_some()).await;
+    let former = leader().unwrap();
+    let log = &nodes.logs[&former];
+    let writer = init_producer(log, None).await;
+    let at = |sequence| values(&["a"], Writer { sequence, ..writer });
+    assert_eq!(produce(log, TOPIC, at(0)).await, Ok(0));
+
+    // Once it leads for a while it says so, since the controller hears it.
+    let refused = until(
+        async || produce(log, TOPIC, at(5)).await.unwrap_err(),
+        |code| *code != ErrorCode::NotLeaderOrFollower,
+    );
+    assert_eq!(refused.await, ErrorCode::OutOfOrderSequenceNumber);
+
+    nodes.cut_off(former);
+    until_so("nobody else leads", || ids.iter().any(|id| *id != former && nodes.leads(*id))).await;
+    assert!(nodes.leads(former), "it has heard of it");
+    assert_eq!(produce(log, TOPIC, at(5)).await, Err(ErrorCode::NotLeaderOrFollower));
 }
