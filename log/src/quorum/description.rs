@@ -13,14 +13,24 @@ use super::{Quorum, QuorumError, members};
 
 impl Quorum {
     /// Describes the quorum, where this member leads it.
-    pub(super) fn answer_describe(&self) -> QuorumAnswer {
+    ///
+    /// Who is about to get a vote, or to lose it, is described as before: until that is committed the
+    /// quorum cannot do without those that it had.
+    pub(super) async fn answer_describe(&self) -> QuorumAnswer {
+        let committed = self
+            .shared
+            .raft
+            .with_raft_state(|state| state.membership_state.committed().membership().clone())
+            .await;
+        let Ok(committed) = committed else { return self.not_leader() };
         let metrics = self.shared.raft.metrics().borrow().clone();
         if metrics.state != ServerState::Leader || !self.status.borrow().is_active() {
             return self.not_leader();
         }
         let own = raft_id(self.shared.config.node);
         let stored = &metrics.membership_config;
-        let voters: BTreeSet<u64> = stored.voter_ids().collect();
+        let configs = committed.get_joint_config();
+        let voters = configs.first().cloned().unwrap_or_default();
         let last_of = |id: u64| match &metrics.replication {
             _ if id == own => metrics.last_log_index,
             Some(progress) => progress.get(&id).copied().flatten().map(|last| last.index),

@@ -336,7 +336,7 @@ impl Quorum {
             QuorumMessage::WouldVote { last, .. } => self.handle_would_vote(last).await,
             QuorumMessage::Who => QuorumAnswer::Who(self.who()),
             QuorumMessage::Join(join) => QuorumAnswer::Join(self.handle_join(join).await),
-            QuorumMessage::Describe => self.answer_describe(),
+            QuorumMessage::Describe => self.answer_describe().await,
             QuorumMessage::Remove { node, directory } => self.answer_remove(node, directory).await,
         }
     }
