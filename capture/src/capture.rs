@@ -166,11 +166,16 @@ impl Capture {
     ) -> Option<Duration> {
         self.handle.set(CaptureState::Paused, None);
         let mut paused = self.handle.paused();
-        tokio::select! {
-            _changed = paused.wait_for(|paused| !paused) => {}
-            () = shutdown.cancelled() => {}
-            never = self.keep(lock) => match never {},
-        }
+        let stop = CancellationToken::new();
+        let over = async {
+            tokio::select! {
+                _changed = paused.wait_for(|paused| !paused) => {}
+                () = shutdown.cancelled() => {}
+            }
+            // Not dropped: the lock is to go on in the same session.
+            stop.cancel();
+        };
+        tokio::join!(over, self.keep(lock, &stop));
         None
     }
 

@@ -5,7 +5,6 @@
 //! is heard every second, whatever else it does: it snapshots, streams, or pauses. Whoever finds
 //! that the lock is lost stops at once and asks for it like any other.
 
-use std::convert::Infallible;
 use std::time::Duration;
 
 use tailwater_change::Commit;
@@ -116,14 +115,22 @@ impl Capture {
         lock.check().await
     }
 
-    /// Keeps the lock, and takes it anew when it is lost and to be had.
-    pub(crate) async fn keep(&self, lock: &mut Option<SourceLock>) -> Infallible {
-        loop {
+    /// Keeps the lock, and takes it anew when it is lost and to be had, until it is told to `stop`:
+    /// what it has then stays in `lock`.
+    pub(crate) async fn keep(&self, lock: &mut Option<SourceLock>, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
             if let Ok(Some(mut held)) = self.take_lock(lock).await {
-                let held = self.hold(&mut held, &CancellationToken::new()).await;
-                tracing::debug!(source = self.config.source, ?held, "the lock is lost");
+                match self.hold(&mut held, stop).await {
+                    Ok(()) => *lock = Some(held),
+                    Err(lost) => {
+                        tracing::debug!(source = self.config.source, %lost, "the lock is lost");
+                    }
+                }
             }
-            tokio::time::sleep(STANDBY_INTERVAL).await;
+            // Cut short or not: the next look says.
+            stop.run_until_cancelled(tokio::time::sleep(STANDBY_INTERVAL))
+                .await
+                .unwrap_or_default();
         }
     }
 }
