@@ -22,7 +22,7 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(1);
 
 impl Log {
     /// Removes what is past its retention now, as the node does every
-    /// [`Config::retention_check`]. Returns how many bytes that freed.
+    /// [`Config::retention_check`](crate::Config::retention_check). Returns how many bytes that freed.
     ///
     /// # Errors
     /// If a thread of the log died.
@@ -31,8 +31,8 @@ impl Log {
         enforce_retention(&self.shared, &self.partitions, holds).await
     }
 
-    /// Compacts what is worth it now, as the node does every [`Config::retention_check`]. Returns
-    /// how many bytes that freed.
+    /// Compacts what is worth it now, as the node does every
+    /// [`Config::retention_check`](crate::Config::retention_check). Returns how many bytes that freed.
     ///
     /// # Errors
     /// If a thread of the log died.
