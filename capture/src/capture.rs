@@ -167,15 +167,15 @@ impl Capture {
         self.handle.set(CaptureState::Paused, None);
         let mut paused = self.handle.paused();
         let stop = CancellationToken::new();
-        let over = async {
-            tokio::select! {
-                _changed = paused.wait_for(|paused| !paused) => {}
-                () = shutdown.cancelled() => {}
-            }
-            // Not dropped: the lock is to go on in the same session.
+        let resumed = async {
+            // Its sender is ours.
+            let _changed = paused.wait_for(|paused| !paused).await;
             stop.cancel();
         };
-        tokio::join!(over, self.keep(lock, &stop));
+        tokio::select! {
+            ((), ()) = async { tokio::join!(resumed, self.keep(lock, &stop)) } => {}
+            () = shutdown.cancelled() => {}
+        }
         None
     }
 

@@ -115,22 +115,28 @@ impl Capture {
         lock.check().await
     }
 
-    /// Keeps the lock, and takes it anew when it is lost and to be had, until it is told to `stop`:
-    /// what it has then stays in `lock`.
+    /// Keeps the lock, and takes it anew when it is lost and to be had, until it is told to `stop`.
+    /// What it holds then stays in `lock`: in a new session it would have to be asked for, and another
+    /// process could be first.
     pub(crate) async fn keep(&self, lock: &mut Option<SourceLock>, stop: &CancellationToken) {
-        while !stop.is_cancelled() {
-            if let Ok(Some(mut held)) = self.take_lock(lock).await {
+        loop {
+            let Some(taken) = stop.run_until_cancelled(self.take_lock(lock)).await else { return };
+            if let Ok(Some(mut held)) = taken {
                 match self.hold(&mut held, stop).await {
-                    Ok(()) => *lock = Some(held),
+                    Ok(()) => {
+                        *lock = Some(held);
+                        return;
+                    }
                     Err(lost) => {
                         tracing::debug!(source = self.config.source, %lost, "the lock is lost");
                     }
                 }
             }
-            // Cut short or not: the next look says.
-            stop.run_until_cancelled(tokio::time::sleep(STANDBY_INTERVAL))
-                .await
-                .unwrap_or_default();
+            // Nothing tells when it is to be had.
+            let pause = tokio::time::sleep(STANDBY_INTERVAL);
+            if stop.run_until_cancelled(pause).await.is_none() {
+                return;
+            }
         }
     }
 }

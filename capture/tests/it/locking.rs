@@ -46,7 +46,9 @@ async fn a_standby_waits_and_touches_nothing() {
     let epoch = written_epoch(&world.client, "shop").await.unwrap();
     assert_eq!((epoch, second.handle.status().epoch), (first.handle.status().epoch, None));
 
-    // A pause is no end: its lock stays where it is.
+    // A pause is no end: its lock stays where it is, in the same session, so that the other one is
+    // not first when it ends.
+    let holder = lock(&world).holder();
     first.handle.pause();
     first.is(CaptureState::Paused).await;
     asked(&world, 2).await;
@@ -54,6 +56,7 @@ async fn a_standby_waits_and_touches_nothing() {
     first.handle.resume();
     first.is(CaptureState::Streaming).await;
     assert_eq!(attempts(&world), 2);
+    assert_eq!(lock(&world).holder(), holder);
 
     world.script.commit(transactions[1].clone());
     first.reaches(30).await;

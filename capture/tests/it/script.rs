@@ -71,6 +71,11 @@ impl ScriptedLock {
         *self.holder.lock().unwrap() = Some(usize::MAX);
     }
 
+    /// The session that has it.
+    pub(crate) fn holder(&self) -> Option<usize> {
+        *self.holder.lock().unwrap()
+    }
+
     /// Whoever asks next gets it.
     pub(crate) fn free(&self) {
         *self.holder.lock().unwrap() = None;
