@@ -314,18 +314,7 @@ mod tests {
     use super::*;
 
     fn stored(kind: Kind, native: &str) -> (Column, String) {
-        let column = Column {
-            name: "c".into(),
-            field: 1,
-            kind,
-            native: "whatever".into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        };
+        let column = Column::nullable("c", 1, kind, "whatever");
         (column, native.to_owned())
     }
 

@@ -19,7 +19,8 @@ use tokio::time::Instant;
 
 use super::admin::Admin;
 use super::view::View;
-use super::{LOOK_AGAIN, NOT_WELL, complain, count, list, reassign, say};
+use super::{LOOK_AGAIN, NOT_WELL, count, list, reassign};
+use crate::text::{complain, say};
 
 /// What comes next.
 enum Step {

@@ -8,7 +8,8 @@ use tailwater_kafka::wire::ErrorCode;
 
 use super::admin::{Admin, Refused};
 use super::view::View;
-use super::{NOT_WELL, complain_about, count, list, say, selection};
+use super::{NOT_WELL, complain_about, count, list, selection};
+use crate::text::say;
 
 /// Gives partitions back to their preferred leaders; all that need it where none is named.
 ///

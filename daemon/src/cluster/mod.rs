@@ -27,7 +27,7 @@ use tailwater_kafka::TopicPartition;
 use self::admin::{Admin, Refused};
 use crate::cli::{ClusterCommand, LogAddress};
 use crate::config::Config;
-use crate::text::{columns, complain, say};
+use crate::text::complain;
 
 /// The exit code where something is not as it should be, or not yet.
 const NOT_WELL: u8 = 1;

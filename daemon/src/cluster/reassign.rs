@@ -12,8 +12,9 @@ use tokio::time::Instant;
 
 use super::admin::Admin;
 use super::view::View;
-use super::{LOOK_AGAIN, NOT_WELL, complain, complain_about, count, list, say, selection};
+use super::{LOOK_AGAIN, NOT_WELL, complain_about, count, list, selection};
 use crate::cli::Reassign;
+use crate::text::{complain, say};
 
 /// How long nobody may answer while a command waits: an election, a node that restarts.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -8,7 +8,8 @@ use tailwater_kafka::BrokerId;
 
 use super::admin::Admin;
 use super::view::{Node, View};
-use super::{NOT_WELL, columns, count, list, say};
+use super::{NOT_WELL, count, list};
+use crate::text::{columns, say};
 
 /// Prints how the cluster stands; the exit code says whether all is well.
 ///

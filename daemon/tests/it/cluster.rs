@@ -66,13 +66,7 @@ pub(crate) fn create_topic(cluster: &Cluster, topic: &str, partitions: i32) -> R
     runtime.block_on(async {
         let transport = Transport::tcp(cluster.addresses());
         let client = Client::connect(ClientConfig::default(), transport).await?;
-        let spec = TopicSpec {
-            name: topic.to_owned(),
-            partitions,
-            replication_factor: i16::from(NODES),
-            configs: Vec::new(),
-        };
-        client.create_topic(&spec).await?;
+        client.create_topic(&TopicSpec::new(topic, partitions, i16::from(NODES))).await?;
         Ok(())
     })
 }

@@ -69,7 +69,7 @@ pub(crate) fn quick() -> ClientConfig {
 }
 
 pub(crate) fn spec(name: &str, partitions: i32) -> TopicSpec {
-    TopicSpec { name: name.to_owned(), partitions, replication_factor: 1, configs: Vec::new() }
+    TopicSpec::new(name, partitions, 1)
 }
 
 pub(crate) fn at(topic: &str, partition: i32) -> TopicPartition {

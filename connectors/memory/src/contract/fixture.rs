@@ -38,16 +38,10 @@ pub(super) fn schema(subject: &dyn Subject, name: &str, unique: bool) -> TableSc
         let is_text = matches!(kind, Kind::Text { .. });
         let mysql_text = |value: &str| (is_text && !postgres).then(|| value.to_owned());
         Column {
-            name: name.into(),
-            field,
-            kind,
-            native: native.into(),
             nullable: field != 1,
-            default: None,
             charset: mysql_text("utf8mb4"),
             collation: mysql_text("utf8mb4_bin"),
-            generated: None,
-            expression: None,
+            ..Column::nullable(name, field, kind, native)
         }
     };
     let table = TableId::new(subject.namespace(), name);

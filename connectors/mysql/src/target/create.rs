@@ -420,18 +420,7 @@ mod tests {
     use super::*;
 
     fn column(kind: Kind) -> Column {
-        Column {
-            name: "c".into(),
-            field: 1,
-            kind,
-            native: "longtext".into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column::nullable("c", 1, kind, "longtext")
     }
 
     #[test]

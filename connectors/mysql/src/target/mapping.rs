@@ -393,18 +393,7 @@ mod tests {
     }
 
     fn column(kind: Kind, native: &str) -> Column {
-        Column {
-            name: "c".into(),
-            field: 1,
-            kind,
-            native: native.into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column::nullable("c", 1, kind, native)
     }
 
     fn target(native: &str) -> CatalogColumn {

@@ -47,18 +47,7 @@ pub fn mapped(target: Dialect) -> Vec<Mapped> {
 }
 
 fn ask(from: &'static str, kind: Kind, usage: Usage, target: &Abilities) -> Mapped {
-    let column = Column {
-        name: "c".into(),
-        field: 1,
-        native: from.into(),
-        nullable: usage != Usage::Key,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-        kind,
-    };
+    let column = Column { nullable: usage != Usage::Key, ..Column::nullable("c", 1, kind, from) };
     match mapping(Dialect::Postgres, &column, usage, target) {
         Ok(ty) => {
             let to = ty.spelled.split(" CHARACTER SET").next().unwrap_or_default().to_owned();

@@ -161,18 +161,7 @@ pub(crate) fn initial(pipeline: &str) -> Progress {
 }
 
 pub(crate) fn column(name: &str, field: u32, kind: Kind, native: &str) -> Column {
-    Column {
-        name: name.into(),
-        field,
-        kind,
-        native: native.into(),
-        nullable: field != 1,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
+    Column { nullable: field != 1, ..Column::nullable(name, field, kind, native) }
 }
 
 pub(crate) fn int(name: &str, field: u32) -> Column {

@@ -200,18 +200,7 @@ pub(crate) mod tests {
     use crate::source::pgoutput::RelationColumn;
 
     pub(crate) fn column(name: &str, field: u32, kind: Kind, native: &str) -> Column {
-        Column {
-            name: name.into(),
-            field,
-            kind,
-            native: native.into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column::nullable(name, field, kind, native)
     }
 
     /// `public.t (id integer PRIMARY KEY, name text, raw bytea)`.

@@ -268,18 +268,7 @@ mod tests {
     use super::*;
 
     fn column(name: &str, kind: Kind, native: &str) -> Column {
-        Column {
-            name: name.into(),
-            field: 1,
-            kind,
-            native: native.into(),
-            nullable: false,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column { nullable: false, ..Column::nullable(name, 1, kind, native) }
     }
 
     fn table(dialect: Dialect, columns: Vec<Column>) -> TableSchema {

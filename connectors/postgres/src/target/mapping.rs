@@ -264,18 +264,7 @@ mod tests {
     use super::*;
 
     fn source(kind: Kind, native: &str) -> Column {
-        Column {
-            name: "c".into(),
-            field: 1,
-            kind,
-            native: native.into(),
-            nullable: true,
-            default: None,
-            charset: None,
-            collation: None,
-            generated: None,
-            expression: None,
-        }
+        Column::nullable("c", 1, kind, native)
     }
 
     fn target(base: u32, typmod: i32) -> TargetColumn {

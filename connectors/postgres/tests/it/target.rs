@@ -30,18 +30,7 @@ pub(crate) fn text() -> Kind {
 
 /// A nullable column of PostgreSQL's.
 pub(crate) fn column(name: &str, kind: Kind, native: &str) -> Column {
-    Column {
-        name: name.into(),
-        field: 0,
-        kind,
-        native: native.into(),
-        nullable: true,
-        default: None,
-        charset: None,
-        collation: None,
-        generated: None,
-        expression: None,
-    }
+    Column::nullable(name, 0, kind, native)
 }
 
 /// The table `public.<name>` of PostgreSQL's; fields number themselves.
