@@ -2,7 +2,8 @@
 //!
 //! Checks in the order of Kafka's leader (each step of which has a bug report behind it): the
 //! request, the partition, each batch by itself, then, one request at a time, the turn and the
-//! append. The answer waits for the flush of all of them together.
+//! append. The answer waits for the flush of all of them together, and where it would be that a batch
+//! is missing, until it is certain that this broker led.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -100,7 +100,8 @@ pub(crate) enum Event {
         /// Of the request.
         id: u64,
     },
-    /// Time goes by. Comes at least four times per session time-out.
+    /// Time goes by. Comes several times in an eighth of the session time-out, within which a broker
+    /// whose connection ended has to come back.
     Tick,
 }
 

@@ -122,10 +122,14 @@ impl Membership {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             };
-            let mut is_confirmed = reply.is_certain && reply.news.as_ref().is_none_or(News::is_all);
+            let serves = matches!(
+                &reply.answer,
+                Ok(ControllerAnswer::Heartbeat(answer)) if !answer.fenced
+            );
+            let tells_all = reply.news.as_ref().is_none_or(News::is_all);
+            let is_confirmed = reply.is_certain && serves && tells_all;
             match reply.answer {
                 Ok(ControllerAnswer::Heartbeat(answer)) => {
-                    is_confirmed &= !answer.fenced;
                     self.standing.send_if_modified(|standing| {
                         let before = *standing;
                         standing.in_service = !answer.fenced;
@@ -133,13 +137,9 @@ impl Membership {
                         *standing != before
                     });
                 }
-                Ok(other) => {
-                    is_confirmed = false;
-                    tracing::error!(?other, "a heartbeat was answered otherwise");
-                }
+                Ok(other) => tracing::error!(?other, "a heartbeat was answered otherwise"),
                 Err(refusal) if replaced(refusal.code) => return,
                 Err(refusal) => {
-                    is_confirmed = false;
                     tracing::warn!(%refusal, "heartbeat refused");
                     tokio::time::sleep(PAUSE).await;
                 }

@@ -290,6 +290,7 @@ impl Quorum {
 
     /// Whether nobody else can lead at this moment, if this member does: a majority has answered what
     /// it was sent within the shortest election timeout, and votes for nobody before that is over.
+    /// That a member is active says less: openraft measures at its ticks, and longer.
     pub(crate) fn has_lease(&self) -> bool {
         let shared = &self.shared;
         let least = shared.config.timeouts.election_least;
