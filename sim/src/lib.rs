@@ -9,8 +9,8 @@
 //!
 //! A run is a [`Workload`] with a seed. While it works, `chaos` cuts power, ends processes, slows
 //! disks and parts hosts; then everything heals, and an oracle says whether what was promised was
-//! kept, and that the replicas of each partition are alike. Everything that depends on chance is thrown from the seed, and the trace of what happened
-//! has a hash: the same seed is the same run.
+//! kept, and that the replicas of each partition are alike. Everything that depends on chance is
+//! thrown from the seed, and the trace of what happened has a hash: the same seed is the same run.
 //!
 //! **One process runs one seed.** The system's random numbers (hash maps, ids, tokio's `select!`)
 //! come from the seed too, by way of the process's `getrandom`; and tokio counts its runtimes. So
@@ -21,6 +21,7 @@ mod dice;
 mod disk;
 mod image;
 mod machine;
+mod mistaken;
 mod network;
 mod pipeline;
 mod plant;

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::dice::{Dice, ms};
 use crate::disk::{DiskFaults, End, SimDisk, Unflushed};
+use crate::mistaken::Mistaken;
 use crate::plant::Plant;
 use crate::trace;
 use crate::wire::{ControllerEnd, Wire};
@@ -207,7 +208,7 @@ impl Lives {
         self.note("is up");
         self.set_now(Some((disk.clone(), Some(Arc::clone(&log)))));
         let address = format!("{}:{PORT}", self.name);
-        let node = Arc::clone(&log) as Arc<dyn Node>;
+        let node = self.node(&log);
         self.world.network.attach(&address, node, disk.off().clone());
         let controller_address = controller_address(self.number);
         let end = ControllerEnd { log, off: disk.off().clone() };
@@ -215,6 +216,15 @@ impl Lives {
         disk.off().cancelled().await;
         self.world.network.detach(&address);
         self.world.network.detach(&controller_address);
+    }
+
+    /// What others talk to.
+    fn node(&self, log: &Arc<Log>) -> Arc<dyn Node> {
+        let node = Arc::clone(log) as Arc<dyn Node>;
+        match self.world.plant {
+            Some(plant) => Arc::new(Mistaken::new(node, plant, self.world.heard.clone())),
+            None => node,
+        }
     }
 
     fn config(&self, disk: &SimDisk) -> Config {

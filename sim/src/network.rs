@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::dice::{Dice, ms};
-use crate::plant::Plant;
 use crate::trace::Trace;
 use crate::wire::ControllerEnd;
 
@@ -45,7 +44,6 @@ struct Shared {
     opened: watch::Sender<u64>,
     dice: Dice,
     trace: Trace,
-    plant: Option<Plant>,
     lines: Mutex<JoinSet<()>>,
 }
 
@@ -80,13 +78,12 @@ impl std::fmt::Debug for Broker {
 }
 
 impl Network {
-    pub(crate) fn new(dice: Dice, plant: Option<Plant>, trace: Trace) -> Self {
+    pub(crate) fn new(dice: Dice, trace: Trace) -> Self {
         let shared = Shared {
             state: Mutex::default(),
             opened: watch::Sender::new(0),
             dice,
             trace,
-            plant,
             lines: Mutex::default(),
         };
         Self { shared: Arc::new(shared) }
@@ -429,12 +426,9 @@ impl Driver {
     }
 
     fn deliver(&mut self) {
-        let Some((_, Call { header, mut request, answer })) = self.to_broker.pop_front() else {
+        let Some((_, Call { header, request, answer })) = self.to_broker.pop_front() else {
             return;
         };
-        if let Some(plant) = self.network.shared.plant {
-            plant.change(&mut request);
-        }
         let way = format_args!("{} -> {} ({}) {:?}", self.client, self.host, self.id, header.api);
         self.network.shared.trace.message(way, &request);
         let Some(node) = self.node.clone() else { return };

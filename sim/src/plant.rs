@@ -1,7 +1,6 @@
 //! Bugs of the system, planted to show that the oracles see them.
 
 use clap::ValueEnum;
-use tailwater_kafka::wire::Request;
 
 /// What is wrong in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -10,40 +9,20 @@ pub enum Plant {
     AcksBeforeFlush,
     /// The disk says that it has flushed, and has not.
     DiskLies,
-    /// Followers do not say in which epoch their last record was written: what they have and their
-    /// leader has not stays.
+    /// Nobody checks in which epoch a follower's last record was written: what it has and its leader
+    /// has not stays.
     FollowersKeepWhatDiverged,
     /// Followers say that they have one record more than they have.
     FollowersClaimMore,
+    /// Followers cut their log at the high watermark that they know when another leads, as before
+    /// KIP-101.
+    FollowersCutAtHighWatermark,
+    /// What a replica outside of the ISR has counts for the members.
+    LeadersCountAnybody,
+    /// What an earlier incarnation of a broker said counts for the present one, as before KIP-903.
+    LeadersForgetTheFence,
     /// The target sees each step at once, not whole transactions.
     CommitsEachStep,
     /// The target's progress is written now and then, beside the rows.
     SavesProgressAside,
-}
-
-impl Plant {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::AcksBeforeFlush,
-        Self::DiskLies,
-        Self::FollowersKeepWhatDiverged,
-        Self::FollowersClaimMore,
-        Self::CommitsEachStep,
-        Self::SavesProgressAside,
-    ];
-
-    /// What becomes of a request on its way to a broker.
-    pub(crate) fn change(self, request: &mut Request) {
-        let Request::Fetch(fetch) = request else { return };
-        if fetch.replica_state.replica_id < 0 {
-            return;
-        }
-        for partition in fetch.topics.iter_mut().flat_map(|topic| &mut topic.partitions) {
-            match self {
-                Self::FollowersKeepWhatDiverged => partition.last_fetched_epoch = -1,
-                Self::FollowersClaimMore => partition.fetch_offset += 1,
-                _ => {}
-            }
-        }
-    }
 }

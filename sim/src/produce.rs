@@ -111,11 +111,9 @@ pub(crate) async fn run(world: &World) -> Result<(), String> {
 
 fn topics(dice: &Dice, replication_factor: i16) -> Vec<TopicSpec> {
     (0..dice.pick(1..3))
-        .map(|number| TopicSpec {
-            name: format!("topic-{number}"),
-            partitions: i32::try_from(dice.pick(1..4)).unwrap_or(1),
-            replication_factor,
-            configs: Vec::new(),
+        .map(|number| {
+            let partitions = i32::try_from(dice.pick(1..4)).unwrap_or(1);
+            TopicSpec::new(format!("topic-{number}"), partitions, replication_factor)
         })
         .collect()
 }
@@ -396,9 +394,9 @@ fn check_order(history: &History, kept: &BTreeMap<TopicPartition, Values>) -> Re
     Ok(())
 }
 
-/// What the group has committed is one of the offsets it asked for, and not lost where something had
-/// been committed before it was looked at. An earlier one may
-/// stand there: a request that was sent again may arrive twice.
+/// What the group has committed is one of the offsets it asked for, and not lost: `committed` are the
+/// partitions where something was before it was looked at. An earlier offset may stand there: a request
+/// that was sent again may arrive twice.
 fn check_group<'a>(
     history: &History,
     committed: &BTreeSet<TopicPartition>,

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::Order;
 use crate::dice::{Dice, ms};
+use crate::mistaken::Heard;
 use crate::network::Network;
 use crate::plant::Plant;
 use crate::trace::Trace;
@@ -21,6 +22,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) network: Network,
     pub(crate) plant: Option<Plant>,
+    pub(crate) heard: Heard,
     /// Log nodes.
     pub(crate) nodes: i32,
     shared: Arc<Shared>,
@@ -43,8 +45,8 @@ impl World {
             failure: Mutex::default(),
             failed: CancellationToken::new(),
         });
-        let network = Network::new(Dice::new(seed, "network"), plant, trace.clone());
-        Self { seed, trace, network, plant, nodes, shared }
+        let network = Network::new(Dice::new(seed, "network"), trace.clone());
+        Self { seed, trace, network, plant, heard: Heard::default(), nodes, shared }
     }
 
     /// Replicas of a topic: every node has one.
